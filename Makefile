@@ -1,0 +1,93 @@
+# Every target makes what it needs: `make demo` and `make test` work in a fresh clone.
+# Paths are relative, so the clone may lie in a folder with spaces in its name.
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN  := $(VENV)/bin
+PY   := $(BIN)/python
+UV   := uv>=0.13,<0.14
+
+# The first Python that is new enough and can make a venv; `make PYTHON=/path/to/python3 …` chooses another.
+CAN_RUN_US := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	"$$python" -c '$(CAN_RUN_US)' >/dev/null 2>&1 && { echo "$$python"; break; }; done)
+
+PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
+COVERAGE    := $(PY) -m coverage
+LOCK        := $(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-annotate --no-header $(ARGS)
+
+# The editable install, without fetching anything that is not in a lock: the build backend is the lock's own entry.
+INSTALL_US = sed -n '/^setuptools==/,/[^\\]$$/p' requirements-dev.lock > $(VENV)/build.lock \
+	&& $(PIP_INSTALL) --require-hashes -r $(VENV)/build.lock \
+	&& $(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+
+.PHONY: help demo test check lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do \
+		printf '%-14s %s\n' "$$name" "$$text"; done
+
+demo: $(VENV)/.runtime ## see the gateway at work against the simulator (ARGS=--once: run through and exit)
+	@$(BIN)/wave-gateway demo $(ARGS)
+
+test: $(VENV)/.dev ## run the tests and hold the coverage floors (ARGS: for pytest; floors are then skipped)
+ifeq ($(strip $(ARGS)),)
+	@$(COVERAGE) erase
+	@$(COVERAGE) run -m pytest
+	@$(COVERAGE) combine --quiet
+	@$(COVERAGE) report
+	@set -e; \
+	hold() { \
+		printf 'coverage of %-16s floor %3s %%: ' "$$1" "$$2"; \
+		$(COVERAGE) report --include="$$1/*" --fail-under="$$2" --format=total \
+			|| { echo "coverage of $$1 is below its floor" >&2; exit 1; }; \
+	}; \
+	hold gateway/rules 100; \
+	hold gateway/flow 95; \
+	hold gateway 90
+else
+	@$(PY) -m pytest $(ARGS)
+endif
+
+check: $(VENV)/.dev ## format, lint, types, floors: everything but the tests
+	@$(PY) -m ruff format --check --quiet . || { echo 'make check: run $(BIN)/ruff format .' >&2; exit 1; }
+	@$(PY) -m ruff check --quiet .
+	@$(PY) -m mypy
+	@$(BIN)/lint-imports --no-logo
+
+lock: $(VENV)/.made ## recompute the lock files from pyproject.toml (ARGS=--upgrade: take newer releases)
+	@$(PIP_INSTALL) '$(UV)'
+	@$(LOCK) pyproject.toml --output-file requirements.lock
+	@$(LOCK) pyproject.toml --extra dev --constraint requirements.lock --output-file requirements-dev.lock
+	@! grep -n '://' requirements.lock requirements-dev.lock || { echo 'make lock: a URL in a lock file' >&2; exit 1; }
+
+clean: ## remove the venv, caches and build leftovers
+	rm -rf $(VENV) build dist *.egg-info htmlcov .coverage .coverage.* \
+		.pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find gateway tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps: a repeated run does nothing, a changed lock installs again, an interrupted run goes on where it stopped.
+
+$(VENV)/.made:
+	@test -n '$(PYTHON)' && "$(PYTHON)" -c '$(CAN_RUN_US)' || { \
+		echo 'Wave Gateway needs Python 3.11 or newer with its venv module, and found none.' >&2; \
+		echo 'On Debian and Ubuntu: apt install python3-venv. Elsewhere: make PYTHON=/path/to/python3 …' >&2; \
+		exit 1; }
+	@"$(PYTHON)" -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.runtime: requirements.lock requirements-dev.lock pyproject.toml $(VENV)/.made
+	@echo 'Installing what the gateway needs into $(VENV) (once) …'
+	@$(PIP_INSTALL) --require-hashes -r requirements.lock
+	@$(INSTALL_US)
+	@touch $@
+
+$(VENV)/.dev: requirements.lock requirements-dev.lock pyproject.toml $(VENV)/.made
+	@echo 'Installing what the gateway and its tests need into $(VENV) (once) …'
+	@$(PIP_INSTALL) --require-hashes -r requirements-dev.lock
+	@$(INSTALL_US)
+	@touch $(VENV)/.runtime $@
