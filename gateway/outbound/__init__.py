@@ -1,0 +1,1 @@
+"""HTTP out: every byte that leaves, with limits and an address guard."""

@@ -1,0 +1,1 @@
+"""What we keep: the database, the result cache and the blobs."""
