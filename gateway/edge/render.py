@@ -93,7 +93,7 @@ def _error_of_http_exception(request: Request, exception: HTTPException) -> Gate
     if status >= 500:
         return internal_error()
     if status == 404:
-        return CallerError("not_found", "There is nothing at this path; /openapi.json lists what there is.")
+        return CallerError("not_found", "There is nothing at this path; tasks are at /v1/tasks.")
     if status == 405:
         headers["Allow"] = ", ".join(_allowed_methods(request)) or headers.get("Allow", "")
         message = f"{request.method} is not possible here; this path takes {headers['Allow']}."

@@ -1,0 +1,5 @@
+"""`python -m gateway` is `wave-gateway`."""
+
+from gateway import cli
+
+cli.main()

@@ -1,0 +1,386 @@
+"""Composition root: builds the parts from settings, lists routes and loops as values, starts and stops them.
+
+The only reader of clock and randomness. It decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import fcntl
+import functools
+import gc
+import logging
+import os
+import pathlib
+import random
+import secrets
+import signal
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any, Final
+
+import msgspec
+import uvicorn
+import uvloop
+from starlette.applications import Starlette
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
+
+from gateway import VERSION, errors, metrics, policy_files, workers
+from gateway.edge import admin, auth, guard, media, protocol, render
+from gateway.edge import tasks as tasks_edge
+from gateway.flow import adopt, mirror, parts, poll, recover, resubmit, scrape, watch
+from gateway.outbound import download, upstream
+from gateway.rules import budget
+from gateway.settings import Settings
+from gateway.store import blobs_disk, cache, database, sqlite
+from gateway.store import media as media_rows
+
+DATABASE_NAME: Final = "wave.db"
+TEMPORARY_KEPT_S: Final = 3600
+POLICY_INTERVAL_S: Final = 2.0
+BACKLOG: Final = 2048
+_BASE32: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+log = logging.getLogger("wave-gateway")
+
+
+def serve(settings: Settings, environ: Mapping[str, str]) -> None:
+    """Run the gateway until SIGTERM or SIGINT; raises StartError if it cannot start."""
+    set_up_logging(settings)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings, environ))
+
+
+async def _serve(settings: Settings, environ: Mapping[str, str]) -> None:
+    with data_lock(settings.data), _listen(settings) as listener:
+        async with running(settings, environ) as app:
+            server = _Server(_uvicorn_config(app, settings))
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, server.stop)
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(50_000, 20, 50)
+            log.info("wave-gateway %s listens on %s for %s", VERSION, settings.public_url, settings.upstream)
+            await server.serve(sockets=[listener])
+    log.info("stopped")
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[ASGIApp]:
+    """The gateway with its loops at work, as an ASGI app; on leaving, what is in flight is finished or recorded."""
+    source = policy_files.PolicySource(settings.policies, settings.data, environ, now=time.time)
+    _start_policies(source)
+    blobs = blobs_disk.DiskBlobs(settings.media)
+    ledger_file = database_file(settings)
+    _check_data(settings, ledger_file)
+    kept = sqlite.SqliteDatabase(ledger_file)
+    in_force = parts.InForce(source.policies)
+    loops: dict[str, workers.Loop] = {}
+    with_parts = _parts(settings, source, kept, blobs, in_force, loops)
+    loops |= {loop.name: loop for loop in _loops(with_parts)}
+    blobs.sweep(older_than_s=TEMPORARY_KEPT_S, now=datetime.datetime.now(datetime.UTC))
+    await adopt.adopt(kept, in_force, source.policies, now=time.time())
+    _note_policies(source)
+    interrupted = await recover.recover(with_parts)
+    if interrupted:
+        log.warning("%d submits were under way when the gateway ended; they are repeated under their keys", interrupted)
+    background = [asyncio.create_task(workers.run(loop), name=loop.name) for loop in loops.values()]
+    background.append(
+        asyncio.create_task(
+            workers.repeat("policies", POLICY_INTERVAL_S, functools.partial(_refresh, source, with_parts, settings))
+        )
+    )
+    try:
+        yield _guarded(_app(settings, with_parts, source), settings)
+    finally:
+        await _stop(settings, with_parts, background)
+        kept.close()
+
+
+def _parts(
+    settings: Settings,
+    source: policy_files.PolicySource,
+    kept: database.Database,
+    blobs: blobs_disk.DiskBlobs,
+    in_force: parts.InForce,
+    loops: Mapping[str, workers.Loop],
+) -> parts.Parts:
+    return parts.Parts(
+        database=kept,
+        upstream=upstream.Upstream(settings.upstream, verify=_verify(settings)),
+        downloader=download.Downloader(allowed=settings.allow_private, ca_bundle=settings.ca_bundle),
+        blobs=blobs,
+        cache=cache.ResultCache(settings.data / "cache"),
+        in_force=in_force,
+        upstream_key=source.secrets.get,
+        watch=watch.Watch(),
+        clock=time.time,
+        luck=random.random,
+        new_task_id=lambda: new_task_id(time.time()),
+        public_url=settings.public_url,
+        media_public_url=settings.media_public_url,
+        allow_private=settings.allow_private,
+        submit_deadline_s=settings.submit_deadline_s,
+        mirror_patience_s=settings.mirror_patience_s,
+        min_free_bytes=settings.min_free_bytes,
+        wake_mirror=lambda: loops["mirror"].wake.set(),
+        wake_poll=lambda: loops["poll"].wake.set(),
+    )
+
+
+def _loops(with_parts: parts.Parts) -> list[workers.Loop]:
+    """The background steps: name, pause in seconds, how many at once."""
+
+    def loop(name: str, interval_s: float, slots: int, flow: Any) -> workers.Loop:
+        return workers.Loop(
+            name=name,
+            interval_s=interval_s,
+            slots=slots,
+            due=functools.partial(flow.due, with_parts),
+            step=functools.partial(flow.step, with_parts),
+        )
+
+    return [loop("poll", 0.2, 64, poll), loop("mirror", 0.2, 16, mirror), loop("resubmit", 0.2, 32, resubmit)]
+
+
+def _routes(settings: Settings, with_parts: parts.Parts, source: policy_files.PolicySource) -> list[BaseRoute]:
+    keys = auth.Keys(lambda: with_parts.in_force.policies, time.time)
+    return [
+        *tasks_edge.routes(with_parts, keys),
+        Route(media.PATH, media.endpoint(functools.partial(_find_blob, with_parts)), methods=["GET"]),
+        *admin.routes(
+            scrape=functools.partial(_scrape, with_parts),
+            is_ready=functools.partial(_is_ready, with_parts),
+            metrics_token=settings.metrics_token,
+        ),
+    ]
+
+
+def _app(settings: Settings, with_parts: parts.Parts, source: policy_files.PolicySource) -> Starlette:
+    app = Starlette(routes=_routes(settings, with_parts, source), exception_handlers=render.exception_handlers())
+    app.router.redirect_slashes = False
+    return app
+
+
+def _guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
+    access = logging.getLogger("access")
+
+    def record(each: guard.AccessRecord) -> None:
+        access.info("%s %s %d %.1f ms %s", each.method, each.route, each.status, each.seconds * 1000, each.request_id)
+
+    def observe(route: str, method: str, status: int, seconds: float) -> None:
+        metrics.HTTP_REQUESTS.labels(route, method, str(status)).inc()
+        metrics.HTTP_DURATION.labels(route, method, str(status)).observe(seconds)
+
+    return guard.Guard(
+        app,
+        max_body_bytes=settings.max_body_bytes,
+        new_request_id=new_request_id,
+        clock=time.monotonic,
+        observe=observe,
+        log=record,
+    )
+
+
+async def _find_blob(with_parts: parts.Parts, digest: str) -> blobs_disk.Blob | None:
+    row = await with_parts.database.read(lambda tx: media_rows.get(tx, digest))
+    path = None if row is None else with_parts.blobs.path(digest)
+    if row is None or path is None:
+        return None
+    return blobs_disk.Blob(path=path, size_bytes=row.size_bytes, mime=row.mime, extension=row.extension)
+
+
+async def _scrape(with_parts: parts.Parts, is_openmetrics: bool) -> tuple[bytes, str]:
+    policies, now = with_parts.in_force.policies, time.time()
+
+    def read(tx: database.Tx) -> metrics.Snapshot:
+        return scrape.snapshot(tx, policies, now=now)
+
+    snapshot = await with_parts.database.scan(read)
+    metrics.DISK_FREE.set(with_parts.blobs.free_bytes())
+    return await asyncio.to_thread(metrics.render, snapshot, is_openmetrics=is_openmetrics)
+
+
+async def _is_ready(with_parts: parts.Parts) -> str | None:
+    try:
+        await with_parts.database.read(lambda tx: tx.one("SELECT 1 AS one"))
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
+        return f"The database cannot be read: {error}"
+    return None
+
+
+def _start_policies(source: policy_files.PolicySource) -> None:
+    started = source.start()
+    if isinstance(started, policy_files.FellBack):
+        for problem in started.problems:
+            log.error("policy: %s", problem)
+        log.error("the policy files are broken; the last good set is in force")
+
+
+async def _refresh(source: policy_files.PolicySource, with_parts: parts.Parts, settings: Settings) -> None:
+    """Take up changed policy files, all together or not at all."""
+    changed = await asyncio.to_thread(source.refresh)
+    if isinstance(changed, policy_files.Broken):
+        for problem in changed.problems:
+            log.error("policy: %s", problem)
+        log.error("the policy files are broken; what was in force stays in force")
+    if isinstance(changed, policy_files.Changed):
+        await adopt.adopt(with_parts.database, with_parts.in_force, changed.policies, now=time.time())
+        log.info("new policies are in force: %d teams", len(changed.policies.teams))
+    _note_policies(source)
+
+
+def _note_policies(source: policy_files.PolicySource) -> None:
+    metrics.POLICY_RELOAD_OK.set(1 if source.ok else 0)
+    metrics.POLICY_LOADED.set(source.loaded_at)
+    timezone = budget.timezone_of(source.policies.organisation.timezone)
+    metrics.KEY_EXPIRY.clear()
+    for team in source.policies.teams.values():
+        for key in team.keys:
+            if key.expires is not None:
+                metrics.KEY_EXPIRY.labels(team.name, key.name).set(budget.local_midnight(key.expires, timezone))
+
+
+async def _stop(settings: Settings, with_parts: parts.Parts, background: list[asyncio.Task[None]]) -> None:
+    """Start nothing new, finish or record what is under way, let go of everything."""
+    for each in background:
+        each.cancel()
+    under_way = [*background, *with_parts.attempts.values()]
+    _, late = await asyncio.wait(under_way, timeout=settings.drain_s / 2)
+    for each in late:
+        each.cancel()
+    if late:
+        log.warning("%d steps were cut off; they go on after the next start", len(late))
+        await asyncio.wait(late, timeout=2)
+    await with_parts.upstream.aclose()
+    await with_parts.downloader.aclose()
+    with_parts.cache.close()
+
+
+@contextlib.contextmanager
+def data_lock(directory: pathlib.Path) -> Iterator[None]:
+    """Hold the data directory for this process; raises StartError if another one does."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        directory.chmod(0o700)
+        handle = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise errors.StartError(f"--data {directory} cannot be used: {error.strerror}") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise errors.StartError(
+            f"another process uses --data {directory}; stop it first. Several processes need PostgreSQL, "
+            "which is not available yet."
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def database_file(settings: Settings) -> pathlib.Path:
+    """Where the embedded database lies."""
+    return settings.data / DATABASE_NAME
+
+
+def _check_data(settings: Settings, ledger_file: pathlib.Path) -> None:
+    has_media = settings.media.is_dir() and any(each.is_dir() for each in settings.media.glob("[0-9a-f][0-9a-f]"))
+    if has_media and not ledger_file.exists():
+        raise errors.StartError(
+            f"{ledger_file} is missing beside kept media in {settings.media}. An empty ledger would forget what every "
+            "team has spent: restore the database, or move the media away to begin anew."
+        )
+
+
+def _verify(settings: Settings) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if settings.ca_bundle is not None:
+        context.load_verify_locations(settings.ca_bundle)
+    return context
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handling, which would end the process by the signal instead of with exit code 0."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def stop(self) -> None:
+        if self.should_exit:
+            self.force_exit = True
+        self.should_exit = True
+
+
+def _uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=protocol.bounded_protocol(new_request_id=new_request_id, refused=_refused),
+        ws="none",
+        lifespan="off",
+        loop="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=max(1, int(settings.drain_s / 2)),
+    )
+
+
+def _refused(error: errors.CallerError) -> None:
+    metrics.HTTP_REQUESTS.labels("other", "other", str(error.status)).inc()
+
+
+@contextlib.contextmanager
+def _listen(settings: Settings) -> Iterator[socket.socket]:
+    host, port = settings.listen
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise errors.StartError(f"--listen {host}:{port} cannot be used: {error.strerror}") from None
+    with listener:
+        yield listener
+
+
+def new_task_id(now: float) -> str:
+    """`task-wg` + 26 characters: 48 bits of unix milliseconds and 80 random bits, so ids sort by time."""
+    number = (int(now * 1000) << 80) | secrets.randbits(80)
+    return "task-wg" + "".join(_BASE32[(number >> shift) & 31] for shift in range(125, -1, -5))
+
+
+def new_request_id() -> str:
+    """`req-` + 24 hex digits."""
+    return f"req-{secrets.token_hex(12)}"
+
+
+def set_up_logging(settings: Settings) -> None:
+    """Logs go to standard error, as text for people or one JSON object a line."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_JsonFormatter() if settings.log_format == "json" else _ConsoleFormatter())
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    metrics.BUILD_INFO.labels(VERSION).set(1)
+    for noisy in ("httpx", "httpcore", "uvicorn"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+class _ConsoleFormatter(logging.Formatter):
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-8s %(name)s: %(message)s", "%H:%M:%S")
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
+        fields = {"at": at, "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(fields).decode()

@@ -1,0 +1,517 @@
+"""The commands. Each parses its words, calls one thing, prints what a person wants to read on 80 columns.
+
+Exit codes: 0 done, 1 the answer is no, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import datetime
+import hashlib
+import io
+import json
+import os
+import pathlib
+import re
+import secrets
+import signal
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterable, Sequence
+from types import FrameType
+from typing import Any, Final, TypeVar
+
+import click
+
+from gateway import VERSION, app, demo, errors, policy_files, settings, simulator, wire
+from gateway.flow import audit as audit_flow
+from gateway.flow import explain as explain_flow
+from gateway.flow import report as report_flow
+from gateway.rules import budget, money, policy, units
+from gateway.store import blobs_disk, database, sqlite
+
+T = TypeVar("T")
+
+WIDTH: Final = 80
+_BASE62: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+
+def main() -> None:
+    """Run the command line; a StartError is printed and exits with 1."""
+    try:
+        cli(prog_name="wave-gateway")
+    except errors.StartError as error:
+        click.echo(f"wave-gateway: {error}", err=True)
+        sys.exit(1)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDTH})
+@click.version_option(VERSION, prog_name="wave-gateway")
+def cli() -> None:
+    """One gateway in front of the Wave task API: keys kept in, a spend cap that
+    holds, free seeded repeats, pictures that last, a bill per team.
+
+    \b
+    See it at work:   wave-gateway demo
+    Begin in earnest: wave-gateway init && wave-gateway serve
+    """
+
+
+def _setting_options(names: Sequence[str] | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Options made of the table of settings; all of them, or those named."""
+    rows = [row for row in settings.TABLE if names is None or row.name in names]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        for row in reversed(rows):
+            default = row.default or row.default_help
+            text = f"{row.help} [{default}]" if default else row.help
+            if row.is_secret:
+                command = click.option(row.file_option, metavar="FILE", help=f"File with the {row.name}.")(command)
+            command = click.option(row.option, metavar=row.kind, multiple=row.is_repeatable, help=text)(command)
+        return command
+
+    return decorate
+
+
+_STORE: Final = ("policies", "data", "media", "database")
+
+
+@cli.command()
+@_setting_options()
+def serve(**options: object) -> None:
+    """Run the gateway.
+
+    Every option is also an environment variable: --public-url is
+    WAVE_GATEWAY_PUBLIC_URL.
+
+    \b
+    Example:
+      WAVE_KEY_GROWTH=sk-... wave-gateway serve --policies ./policies
+    """
+    app.serve(settings.parse(options, os.environ), os.environ)
+
+
+@cli.command("demo")
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(1, 65535), help="Port of the gateway.")
+@click.option("--once", is_flag=True, help="Play a tour, print each step, exit.")
+def demo_command(port: int, once: bool) -> None:
+    """Simulator, gateway and two teams on a temporary directory.
+
+    No key and no network are needed.
+
+    \b
+    Example:
+      wave-gateway demo --once
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with demo.running(port, new_virtual_key) as running:
+            if once:
+                sys.exit(_play(running))
+            _invite(running)
+            running.processes[1].wait()
+            raise errors.StartError("the gateway of the demonstration has ended")
+    except KeyboardInterrupt:
+        click.echo("\nThe demonstration is over; nothing is kept.")
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _play(running: demo.Demo) -> int:
+    started = time.monotonic()
+    click.echo("Wave Gateway, the main job against the simulated vendor\n")
+    number = 0
+
+    def say(step: str, what: str, went_well: bool) -> None:
+        nonlocal number
+        number += 1
+        mark = click.style("ok  ", fg="green") if went_well else click.style("FAIL", fg="red")
+        click.echo(f"{mark} {number}. {step}")
+        for line in what.splitlines():
+            # A URL stays whole, so that it can be clicked.
+            wrapped = [line] if "://" in line else textwrap.wrap(line, WIDTH - 8)
+            click.echo("\n".join(f"        {part}" for part in wrapped))
+
+    went_well = demo.tour(running, say)
+    click.echo("\nSpend per team, from the ledger:\n")
+    lines = sqlite.scan_file(running.data / app.DATABASE_NAME, _everything(("team", "model")))
+    click.echo(_table(("team", "model"), lines))
+    verdict = "Everything went as it should" if went_well else "Something went wrong"
+    click.echo(f"\n{verdict}, in {time.monotonic() - started:.1f} s.")
+    return 0 if went_well else 1
+
+
+def _everything(by: Sequence[str]) -> Callable[[database.Tx], list[report_flow.Line]]:
+    return lambda tx: report_flow.report(tx, by=by, since=0, until=2**53, timezone=datetime.UTC)
+
+
+def _invite(running: demo.Demo) -> None:
+    key = running.keys["growth"]
+    click.echo(
+        f"""Wave Gateway is at {running.url}, with the simulated vendor behind it.
+
+Team keys:"""
+    )
+    for team, each in running.keys.items():
+        click.echo(f"  {team:<8} {each}")
+    click.echo(
+        f"""
+Try, in another terminal:
+
+  KEY={key}
+
+  # submit; the same line again is a hit at cost 0
+  curl -s {running.url}/v1/tasks -H "Authorization: Bearer $KEY" \\
+    -d '{{"model":"gemini-2.5-flash-image-preview","prompt":"a fox","seed":7}}'
+
+  # poll, with the task_id of the answer
+  curl -s {running.url}/v1/tasks/TASK_ID -H "Authorization: Bearer $KEY"
+
+  # what was spent
+  curl -s {running.url}/metrics | grep wave_gateway_cost
+  wave-gateway report --data {running.data}
+
+Ctrl-C ends the demonstration; nothing is kept."""
+    )
+
+
+@cli.command("simulate")
+@click.option("--port", default=9000, show_default=True, type=click.IntRange(1, 65535), help="Port on 127.0.0.1.")
+@click.option("--script", type=click.Path(path_type=pathlib.Path), help="JSON list of faults to play.")
+def simulate_command(port: int, script: pathlib.Path | None) -> None:
+    """Run the upstream simulator alone.
+
+    It behaves like the documented vendor, keeps a bill of its own (GET
+    /sim/bill) and takes faults on request (POST /sim/script).
+
+    \b
+    Example:
+      wave-gateway simulate --port 9000 &
+      wave-gateway serve --upstream http://127.0.0.1:9000 \\
+        --allow-private 127.0.0.0/8
+    """
+    try:
+        simulator.run(host="127.0.0.1", port=port, script=script)
+    except (ValueError, OSError) as error:
+        raise errors.StartError(f"the simulator cannot start: {error}") from None
+
+
+@cli.command()
+@click.argument("directory", default="policies", type=click.Path(path_type=pathlib.Path))
+def init(directory: pathlib.Path) -> None:
+    """Write commented policy files to start from into DIRECTORY [policies].
+
+    \b
+    Example:
+      wave-gateway init ./policies
+    """
+    for path in policy_files.write_starter(directory):
+        click.echo(f"wrote {path}")
+    click.echo(
+        f"""
+Next:
+  1. wave-gateway keys new --team example --name ci
+     and put the line it prints into {directory}/teams/example.yaml
+  2. export WAVE_KEY_EXAMPLE=<your upstream key>
+  3. wave-gateway policy check {directory}
+  4. wave-gateway serve --policies {directory}"""
+    )
+
+
+@cli.group()
+def keys() -> None:
+    """Virtual keys of teams."""
+
+
+@keys.command("new")
+@click.option("--team", required=True, help="Name of the team, as in its file.")
+@click.option("--name", required=True, help="What to call the key, e.g. ci.")
+def keys_new(team: str, name: str) -> None:
+    """Make a virtual key and print it, once.
+
+    Only its SHA-256 is ever stored. Standard output is the key and the line
+    for the team's file.
+
+    \b
+    Example:
+      wave-gateway keys new --team growth --name ci
+    """
+    for what, value in (("--team", team), ("--name", name)):
+        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,62}", value):
+            raise click.UsageError(f"{what} {value!r}: use up to 63 of a-z, 0-9, '-', '_' and '.'")
+    key = new_virtual_key()
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    click.echo(f"Key (shown once, hand it to the client):\n\n  {key}\n")
+    click.echo(f'Line for `keys:` in teams/{team}.yaml:\n\n  - {{name: {name}, sha256: "{digest}"}}')
+
+
+@cli.group("policy")
+def policy_group() -> None:
+    """Policy files."""
+
+
+@policy_group.command("check")
+@click.argument("directory", default="policies", type=click.Path(path_type=pathlib.Path))
+def policy_check(directory: pathlib.Path) -> None:
+    """Validate the policy files in DIRECTORY [policies]; needs no secret.
+
+    \b
+    Example:
+      wave-gateway policy check ./policies
+    """
+    policies = _load(directory)
+    caps = len(policies.organisation.caps) + sum(len(team.caps) for team in policies.teams.values())
+    counts = f"{len(policies.models)} models, {len(policies.teams)} teams, {caps} caps"
+    click.echo(f"{directory}: good. {counts}.")
+
+
+def _load(directory: pathlib.Path) -> policy.PolicySet:
+    try:
+        return policy_files.load(directory)
+    except policy_files.PolicyErrors as error:
+        for problem in error.problems:
+            click.echo(str(problem), err=True)
+        click.echo(f"{len(error.problems)} problem{'s' if len(error.problems) > 1 else ''}.", err=True)
+        sys.exit(1)
+
+
+@policy_group.command("explain")
+@click.option("--team", "team_name", required=True, help="Name of the team.")
+@click.option("--key", "key_name", default="", help="Name of one of its keys.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@_setting_options(_STORE)
+@click.argument("file", type=click.File("rb"))
+def policy_explain(team_name: str, key_name: str, form: str, file: io.BufferedReader, **options: object) -> None:
+    """Explain the decision about the request in FILE ('-' for standard input).
+
+    Shows the rule that decides, the quote, the fingerprint and every cap that
+    the request touches, with what is left by the ledger in --data. Stores and
+    sends nothing; exit code 1 where the answer is no.
+
+    \b
+    Example:
+      echo '{"model":"gemini-3-pro-image-preview","prompt":"a fox"}' |
+        wave-gateway policy explain --team growth -
+    """
+    store = settings.parse(options, os.environ)
+    policies = _load(store.policies)
+    team = policies.teams.get(team_name)
+    if team is None:
+        raise click.UsageError(f"--team {team_name!r} has no file; there are {', '.join(sorted(policies.teams))}")
+    if key_name and key_name not in [key.name for key in team.keys]:
+        raise click.UsageError(f"--key {key_name!r} is not listed in teams/{team_name}.yaml")
+    try:
+        request = wire.parse_submit(file.read())
+    except errors.CallerError as error:
+        raise errors.StartError(f"{error.code}: {error.message}") from None
+    found = _read_store(
+        store, lambda tx: explain_flow.explain(tx, policies, team, key_name, request, now=time.time()), is_needed=False
+    )
+    if form == "json":
+        click.echo(json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False))
+    else:
+        _print_explanation(found)
+    sys.exit(0 if found.decision == "allow" else 1)
+
+
+def _print_explanation(found: explain_flow.Explanation) -> None:
+    decision = found.decision if found.code is None else f"{found.decision} ({found.code})"
+    rows = [
+        ("decision", decision),
+        ("because", found.message or ""),
+        ("rule", found.rule),
+        ("changed", ", ".join(found.changed)),
+        ("quote", f"${found.quote_usd}"),
+        ("cache", found.cache),
+        ("fingerprint", found.fingerprint or "none: the request is not cacheable"),
+    ]
+    for name, value in rows:
+        if value:
+            first, *rest = textwrap.wrap(value, WIDTH - 14) or [""]
+            click.echo(f"{name:<13} {first}")
+            for line in rest:
+                click.echo(" " * 14 + line)
+    if found.caps:
+        click.echo()
+        header = ("scope", "cap", "window", "limit", "settled", "reserved", "left", "rule")
+        cells = [
+            (
+                each.scope,
+                each.cap_name,
+                each.window,
+                *(f"${usd}" if usd is not None else "-" for usd in _amounts(each)),
+                each.rule,
+            )
+            for each in found.caps
+        ]
+        click.echo(_columns(header, cells, right=range(3, 7)))
+
+
+def _amounts(each: explain_flow.CapLine) -> tuple[str | None, ...]:
+    return each.cap_usd, each.used_usd, each.reserved_usd, each.left_usd
+
+
+@cli.command()
+@click.option("--by", default="team,model", show_default=True, help=f"Groups: {', '.join(report_flow.GROUPS)}.")
+@click.option("--since", default="30d", show_default=True, help="A date (2026-11-01) or an age (30d).")
+@click.option("--until", default="", help="A date, exclusive [now].")
+@click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+@_setting_options(_STORE)
+def report(by: str, since: str, until: str, form: str, **options: object) -> None:
+    """Show spend, savings and counts from the ledger.
+
+    Days and months are those of the organisation's timezone; a task counts
+    when it was settled.
+
+    \b
+    Example:
+      wave-gateway report --by team,day --since 2026-11-01 --format csv
+    """
+    groups = tuple(by.split(","))
+    unknown = [name for name in groups if name not in report_flow.GROUPS]
+    if unknown or len(set(groups)) != len(groups):
+        raise click.UsageError(f"--by {by!r}: name each once, of {', '.join(report_flow.GROUPS)}")
+    store = settings.parse(options, os.environ)
+    timezone = budget.timezone_of(_organisation(store).timezone)
+    now = time.time()
+    first, last = _moment("--since", since, now, timezone), _moment("--until", until, now, timezone)
+
+    def read(tx: database.Tx) -> list[report_flow.Line]:
+        return report_flow.report(tx, by=groups, since=first, until=last, timezone=timezone)
+
+    lines = _read_store(store, read)
+    click.echo({"table": _table, "csv": _csv, "json": _json}[form](groups, lines), nl=form != "csv")
+
+
+def _organisation(store: settings.Settings) -> policy.Organisation:
+    """The organisation's own settings where the policy files can be read; a report does not need them."""
+    try:
+        return policy_files.load(store.policies).organisation
+    except policy_files.PolicyErrors:
+        click.echo(f"{store.policies} cannot be read; days are those of UTC.", err=True)
+        return policy.Organisation()
+
+
+def _moment(option: str, text: str, now: float, timezone: datetime.tzinfo) -> float:
+    if not text:
+        return now + 1
+    if re.fullmatch(r"\d{4}-\d\d-\d\d", text):
+        try:
+            return budget.local_midnight(datetime.date.fromisoformat(text), timezone)
+        except ValueError:
+            raise click.UsageError(f"{option} {text!r} is not a date") from None
+    try:
+        return now - units.parse_duration(text)
+    except ValueError:
+        raise click.UsageError(f"{option} {text!r}: write a date such as 2026-11-01 or an age such as 30d") from None
+
+
+_HEADER: Final = ("tasks", "images", "cost_usd", "free", "avoided_usd")
+
+
+def _cells(line: report_flow.Line) -> tuple[str, ...]:
+    return (
+        str(line.tasks),
+        str(line.images),
+        money.render_usd(line.cost_nanos),
+        str(line.free),
+        money.render_usd(line.avoided_nanos),
+    )
+
+
+def _table(groups: Sequence[str], lines: Sequence[report_flow.Line]) -> str:
+    if not lines:
+        return "Nothing was settled in this time."
+    total = report_flow.total(lines)
+    header = (*groups, "tasks", "images", "cost", "free", "avoided")
+    rows = [(*line.group, *_cells(line)) for line in lines]
+    rows.append(("total", *("" for _ in groups[1:]), *_cells(total)))
+    dollars = {len(groups) + 2, len(groups) + 4}
+    priced = [tuple(f"${cell}" if at in dollars else cell for at, cell in enumerate(row)) for row in rows]
+    return _columns(header, priced, right=range(len(groups), len(header)), has_total=True)
+
+
+def _csv(groups: Sequence[str], lines: Sequence[report_flow.Line]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*groups, *_HEADER])
+    writer.writerows([*line.group, *_cells(line)] for line in lines)
+    return text.getvalue()
+
+
+def _json(groups: Sequence[str], lines: Sequence[report_flow.Line]) -> str:
+    def named(line: report_flow.Line) -> dict[str, Any]:
+        amounts = {"cost_usd": money.render_usd(line.cost_nanos), "avoided_usd": money.render_usd(line.avoided_nanos)}
+        counts = {"tasks": line.tasks, "images": line.images, "free": line.free}
+        return dict(zip(groups, line.group, strict=True)) | counts | amounts
+
+    return json.dumps([named(line) for line in lines], indent=2, ensure_ascii=False)
+
+
+@cli.command()
+@_setting_options(_STORE)
+def audit(**options: object) -> None:
+    """Recompute every balance from the ledger; check media rows against blobs.
+
+    Prints each difference; exit code 1 if there is one.
+
+    \b
+    Example:
+      wave-gateway audit --data ./data
+    """
+    store = settings.parse(options, os.environ)
+    blobs = blobs_disk.DiskBlobs(store.media)
+    started = time.monotonic()
+    with click.progressbar(length=1000, label="Auditing", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.update(max(0, 1000 * done // max(total, 1) - bar.pos))
+
+        differences = _read_store(store, lambda tx: audit_flow.audit(tx, blobs, progress=progress))
+    for difference in differences:
+        click.echo(difference)
+    seconds = time.monotonic() - started
+    if differences:
+        click.echo(f"{len(differences)} differences, in {seconds:.1f} s.")
+        sys.exit(1)
+    click.echo(f"The books agree to the nano, in {seconds:.1f} s.")
+
+
+def _read_store(store: settings.Settings, fn: Callable[[database.Tx], T], *, is_needed: bool = True) -> T:
+    """Read the database in --data without touching it; an empty one stands in where none is needed."""
+    path = app.database_file(store)
+    if path.exists():
+        return sqlite.scan_file(path, fn)
+    if is_needed:
+        raise errors.StartError(f"there is no ledger at {path}; name the gateway's directory with --data")
+    return sqlite.scan_empty(fn)
+
+
+def _columns(header: Sequence[str], rows: Iterable[Sequence[str]], *, right: range, has_total: bool = False) -> str:
+    """A table of text; the columns in `right` are aligned to the right."""
+    body = [tuple(row) for row in rows]
+    widths = [max(len(row[at]) for row in (header, *body)) for at in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = (cell.rjust(widths[at]) if at in right else cell.ljust(widths[at]) for at, cell in enumerate(row))
+        return "  ".join(cells).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    lines = [line(header), rule, *(line(row) for row in body)]
+    if has_total:
+        lines.insert(-1, rule)
+    return "\n".join(lines)
+
+
+def new_virtual_key() -> str:
+    """`wgk_` and 32 random bytes in base62."""
+    number = secrets.randbits(256)
+    digits = []
+    for _ in range(43):
+        number, digit = divmod(number, 62)
+        digits.append(_BASE62[digit])
+    return "wgk_" + "".join(reversed(digits))

@@ -1,0 +1,217 @@
+"""The single door through which a task changes state.
+
+Each function runs inside one transaction, may be run again, and does the transition, the settle or release, and
+the followers' end together. A word that means nothing in the task's state changes nothing (returns None). What
+must happen after the commit (who is told, what is counted) is `announce`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import assert_never
+
+from gateway import metrics
+from gateway.flow import parts
+from gateway.rules import pricing, retry, strict_json, task
+from gateway.rules.money import Nanos
+from gateway.store import ledger, tasks
+from gateway.store.database import Tx
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A task after its change, and the followers that ended with it as (task id, team)."""
+
+    row: tasks.Task
+    followers: tuple[tuple[str, str], ...] = ()
+
+
+def attempt(tx: Tx, row: tasks.Task, *, key_ref: str, key_digest: bytes, now: float) -> tasks.Task | None:
+    """Another POST is about to start; durable before its first byte leaves (M6)."""
+    state = task.step(row.state, task.Event.ATTEMPTED)
+    if state is None:
+        return None
+    return tasks.move(
+        tx,
+        row,
+        state,
+        attempts=row.attempts + 1,
+        first_attempt_at=row.first_attempt_at or now,
+        upstream_key_ref=key_ref,
+        upstream_key_digest=key_digest,
+        next_at=None,
+    )
+
+
+def answer(tx: Tx, row: tasks.Task, outcome: task.SubmitOutcome, *, now: float, luck: float) -> Change | None:
+    """What came of a POST."""
+    match outcome:
+        case task.Accepted():
+            return _move(
+                tx,
+                row,
+                task.Event.ACCEPTED,
+                upstream_task_id=outcome.upstream_task_id,
+                document=outcome.document,
+                submitted_at=now,
+                troubles=0,
+                next_at=now if outcome.outcome.event else now + retry.poll_delay(0, luck=luck),
+            )
+        case task.Refused():
+            failure = _error_of(outcome.document)
+            said = {"failure": failure, "document": outcome.document, "refusal_status": outcome.status}
+            ended = _end(tx, row, task.Event.REFUSED, now=now, **said)
+            if ended is not None:
+                ledger.release(tx, hold_of(row), now=now, why=f"refused {outcome.status}")
+            return ended
+        case task.NotSent():
+            return _put_off(tx, row, outcome, now=now, luck=luck)
+        case task.InDoubt():
+            at = now + retry.resubmit_delay(row.attempts, luck=luck)
+            return _move(tx, row, task.Event.LOST, next_at=at) or _stay(tx, row, at)
+        case _:
+            assert_never(outcome)
+
+
+def expire(tx: Tx, row: tasks.Task, *, now: float, why: str) -> Change | None:
+    """The deadline passed and the task was provably never accepted."""
+    failure = strict_json.dumps(
+        {
+            "message": "The upstream could not take the task in time and nothing was spent; send it again later.",
+            "code": "upstream_unavailable",
+        }
+    )
+    ended = _end(tx, row, task.Event.EXPIRED, now=now, failure=failure)
+    if ended is not None:
+        ledger.release(tx, hold_of(row), now=now, why=why)
+    return ended
+
+
+def abandon(tx: Tx, row: tasks.Task, *, now: float) -> Change | None:
+    """In doubt for too long: only an operator ends the hold. Nobody follows the task any more."""
+    kept = tasks.move(tx, row, row.state, next_at=None, inflight=None)
+    if kept is None:
+        return None
+    return Change(row=kept, followers=tuple(tasks.end_followers(tx, row.id, task.State.FAILED, ended_at=now)))
+
+
+def report(
+    tx: Tx, row: tasks.Task, outcome: task.Outcome, document: bytes, *, now: float, next_at: float
+) -> Change | None:
+    """What the vendor says about an accepted task; the first word about its end decides."""
+    match outcome.event:
+        case None:
+            kept = tasks.move(tx, row, row.state, document=document, troubles=0, next_at=next_at)
+            return None if kept is None else Change(row=kept)
+        case task.Event.DELIVERED:
+            return _deliver(tx, row, outcome, document, now=now)
+        case _:
+            ended = _end(tx, row, outcome.event, now=now, document=document)
+            if ended is None:
+                return None
+            cost = pricing.settle(row.quote(), outcome, n=row.n)
+            if cost.nanos:
+                ledger.settle(tx, hold_of(row), cost, now=now)
+            else:
+                ledger.release(tx, hold_of(row), now=now, why=outcome.event)
+            tasks.note(tx, ended.row, cost_nanos=cost.nanos, settled_at=now)
+            return dataclasses.replace(ended, row=dataclasses.replace(ended.row, cost_nanos=cost.nanos))
+
+
+def mirror(tx: Tx, row: tasks.Task, *, now: float, next_at: float | None) -> Change | None:
+    """The media are kept, or the patience is over: `completed` may be shown. `next_at`: mirroring goes on then."""
+    ended = _end(tx, row, task.Event.MIRRORED, now=now, next_at=next_at, troubles=0)
+    if ended is None:
+        return None
+    avoided: dict[str, int] = {}
+    for _, team in ended.followers:
+        avoided[team] = avoided.get(team, 0) + (row.cost_nanos or 0)
+    for team, nanos in avoided.items():
+        ledger.avoid(tx, team=team, model=row.model, tier=row.tier, coalesced_nanos=nanos)
+    return ended
+
+
+def announce(with_parts: parts.Parts, change: Change | None) -> None:
+    """After the commit: wake who waits and count what ended."""
+    if change is None:
+        return
+    row = change.row
+    with_parts.watch.changed(row.id)
+    if row.state not in task.ENDED:
+        return
+    model = row.model if row.model in with_parts.in_force.policies.models else metrics.OTHER
+    for task_id, team in ((row.id, row.team), *change.followers):
+        with_parts.watch.changed(task_id)
+        metrics.TASKS.labels(team, model, row.action, row.state.value).inc()
+    if row.state is task.State.COMPLETED:
+        metrics.TASK_DURATION.labels(model, row.tier).observe(max(0.0, (row.ended_at or 0) - row.created_at))
+
+
+def hold_of(row: tasks.Task) -> ledger.Hold:
+    """The reservation of a task, as the ledger knows it."""
+    return ledger.Hold(
+        task_id=row.id,
+        team=row.team,
+        key=row.key_name,
+        model=row.model,
+        official=row.official,
+        tier=row.tier,
+        quote_nanos=Nanos(row.quote_nanos),
+        reserved_at=row.created_at,
+    )
+
+
+def _deliver(tx: Tx, row: tasks.Task, outcome: task.Outcome, document: bytes, *, now: float) -> Change | None:
+    cost = pricing.settle(row.quote(), outcome, n=row.n)
+    moved = _move(
+        tx,
+        row,
+        task.Event.DELIVERED,
+        document=document,
+        cost_nanos=cost.nanos,
+        settled_at=now,
+        troubles=0,
+        next_at=now,
+    )
+    if moved is not None:
+        ledger.settle(tx, hold_of(row), cost, now=now)
+        tasks.add_media(tx, row.id, outcome.media)
+    return moved
+
+
+def _put_off(tx: Tx, row: tasks.Task, outcome: task.NotSent, *, now: float, luck: float) -> Change | None:
+    """Not accepted this time. A task in doubt stays in doubt: an earlier POST may have arrived."""
+    at = now + retry.resubmit_delay(row.attempts, luck=luck, retry_after_s=outcome.retry_after_s)
+    waiting = _move(tx, row, task.Event.NOT_SENT, next_at=min(at, row.deadline_at))
+    if waiting is None:
+        return _stay(tx, row, at)
+    if outcome.reset_at is not None and outcome.reset_at > row.deadline_at:
+        return expire(tx, waiting.row, now=now, why="the vendor's quota window resets past the deadline")
+    return waiting
+
+
+def _stay(tx: Tx, row: tasks.Task, next_at: float) -> Change | None:
+    kept = tasks.move(tx, row, row.state, next_at=next_at) if row.state is task.State.IN_DOUBT else None
+    return None if kept is None else Change(row=kept)
+
+
+def _move(tx: Tx, row: tasks.Task, event: task.Event, **columns: object) -> Change | None:
+    state = task.step(row.state, event)
+    moved = None if state is None else tasks.move(tx, row, state, **columns)
+    return None if moved is None else Change(row=moved)
+
+
+def _end(tx: Tx, row: tasks.Task, event: task.Event, *, now: float, **columns: object) -> Change | None:
+    """Move to an end: nobody follows the task any more, and its followers end with it."""
+    moved = _move(tx, row, event, **{"next_at": None, "ended_at": now, "inflight": None} | columns)
+    if moved is None:
+        return None
+    state = task.State.FAILED if moved.row.state is task.State.REFUSED else moved.row.state
+    return Change(row=moved.row, followers=tuple(tasks.end_followers(tx, row.id, state, ended_at=now)))
+
+
+def _error_of(document: bytes) -> bytes:
+    error = strict_json.fields_of(document).get("error", b"")
+    if error.startswith(b"{"):
+        return error
+    return strict_json.dumps({"message": "The upstream refused the task.", "code": "upstream_bad_request"})

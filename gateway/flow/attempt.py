@@ -1,0 +1,61 @@
+"""One POST of a task, and what its answer does to it.
+
+The reservation and the attempt are durable before this begins. It is never cancelled because a client left, and it
+does not end before its outcome is recorded: while the ledger cannot be written it tries again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from gateway import errors, metrics
+from gateway.flow import advance, parts
+from gateway.rules import task
+from gateway.store import tasks
+from gateway.store.database import Tx
+
+T = TypeVar("T")
+
+RECORD_AGAIN_S: Final = 1.0
+
+log = logging.getLogger(__name__)
+
+
+def digest_of(key: str) -> bytes:
+    """What a row keeps of the upstream key that it was sent with."""
+    return hashlib.sha256(key.encode()).digest()
+
+
+async def post(with_parts: parts.Parts, row: tasks.Task, key: str) -> None:
+    """Send the task upstream once and record what came of it."""
+    outcome = await with_parts.upstream.submit(row.request, key=key, idempotency_key=row.upstream_idempotency_key)
+    note_key(row.team, row.id, is_refused=isinstance(outcome, task.NotSent) and outcome.is_key_refused)
+    if isinstance(outcome, (task.NotSent, task.InDoubt)):
+        log.warning("task %s: submit attempt %d: %s", row.id, row.attempts, outcome.reason)
+    now, luck = with_parts.clock(), with_parts.luck()
+
+    def record(tx: Tx) -> advance.Change | None:
+        return advance.answer(tx, row, outcome, now=now, luck=luck)
+
+    advance.announce(with_parts, await persist(with_parts, record))
+
+
+async def persist(with_parts: parts.Parts, fn: Callable[[Tx], T]) -> T:
+    """Write what the vendor said, however long the ledger cannot be written."""
+    while True:
+        try:
+            return await with_parts.database.write(fn)
+        except errors.OurError as error:
+            log.error("an answer of the upstream cannot be recorded yet: %s", error)
+            await asyncio.sleep(RECORD_AGAIN_S)
+
+
+def note_key(team: str, task_id: str, *, is_refused: bool) -> None:
+    """Raise or lower the alarm about a team's upstream key."""
+    metrics.UPSTREAM_KEY_OK.labels(team).set(0 if is_refused else 1)
+    if is_refused:
+        log.error("task %s: the upstream refuses the key or wallet of team %s", task_id, team)

@@ -1,0 +1,189 @@
+"""What would become of a request: the decision in words and numbers, without any side effect."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from gateway.flow import plan
+from gateway.rules import budget, money, policy, pricing
+from gateway.rules import request as requests
+from gateway.rules.money import Nanos
+from gateway.store import ledger, tasks
+from gateway.store.database import Tx
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CapLine:
+    """One cap that a request touches; amounts are decimal strings, None where they are not the team's to see."""
+
+    scope: str
+    name: str
+    cap_name: str
+    window: str
+    cap_usd: str | None
+    used_usd: str | None
+    reserved_usd: str | None
+    left_usd: str | None
+    reset_at: int | None
+    rule: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """A decision, its rule, what it would cost and the caps it touches."""
+
+    decision: str
+    code: str | None
+    message: str | None
+    rule: str
+    quote_usd: str
+    fingerprint: str | None
+    cache: str
+    """hit, coalesced, miss or bypass."""
+    changed: tuple[str, ...]
+    caps: tuple[CapLine, ...]
+
+
+def explain(
+    tx: Tx,
+    policies: policy.PolicySet,
+    team: policy.Team,
+    key: str,
+    request: requests.Request,
+    *,
+    now: float,
+    max_cost_nanos: Nanos | None = None,
+    is_kept: Callable[[tasks.Task], bool] = lambda _: True,
+) -> Explanation:
+    """Explain what a submit would meet at this instant; `is_kept` tells whether a result's files are still there."""
+    planned = plan.make(tx, policies, team, key, request, now=now)
+    if isinstance(planned, policy.Deny):
+        return _denied(planned, quote_nanos=0, fingerprint=None, cache="bypass", changed=(), caps=())
+    free = _cache(tx, planned, now, is_kept)
+    if free in ("hit", "coalesced"):
+        return _allowed(tx, planned, quote_nanos=0, cache=free)
+    reached = plan.reached_threshold(tx, planned, now=now)
+    if reached is not None:
+        sent = planned.allow.request
+        again = dataclasses.replace(sent, model=reached.rewrite[sent.model])
+        without = dataclasses.replace(team, thresholds=())
+        found = explain(tx, policies, without, key, again, now=now, max_cost_nanos=max_cost_nanos, is_kept=is_kept)
+        return dataclasses.replace(found, rule=reached.origin if found.decision == "allow" else found.rule)
+    return _priced(tx, planned, now, free, max_cost_nanos)
+
+
+def _priced(tx: Tx, planned: plan.Plan, now: float, free: str, max_cost_nanos: Nanos | None) -> Explanation:
+    quoted = planned.price
+    lines = _lines(tx, planned)
+    changed = planned.allow.changed
+    if isinstance(quoted, policy.Deny):
+        return _denied(quoted, quote_nanos=0, fingerprint=planned.fingerprint, cache=free, changed=changed, caps=lines)
+    denial = plan.deny_cost(quoted, max_cost_nanos, planned.allow.request.n) or _deny_room(tx, planned, quoted, now)
+    if denial is not None:
+        return _denied(
+            denial,
+            quote_nanos=quoted.nanos,
+            fingerprint=planned.fingerprint,
+            cache=free,
+            changed=changed,
+            caps=lines,
+        )
+    return _allowed(tx, planned, quote_nanos=quoted.nanos, cache=free)
+
+
+def _cache(tx: Tx, planned: plan.Plan, now: float, is_kept: Callable[[tasks.Task], bool]) -> str:
+    if planned.fingerprint is None:
+        return "bypass"
+    source = tasks.get_result(tx, planned.fingerprint, since=now - planned.team.cache.ttl_s)
+    if source is not None and is_kept(source):
+        return "hit"
+    return "miss" if tasks.get_leader(tx, planned.fingerprint) is None else "coalesced"
+
+
+def _deny_room(tx: Tx, planned: plan.Plan, quoted: pricing.Quote, now: float) -> policy.Deny | None:
+    team = planned.team
+    holding = tasks.count_holding(tx, team.name)
+    if holding >= team.limits.open_tasks:
+        return plan.deny_open_tasks(team)
+    full = [
+        each
+        for each in planned.allowances
+        if each.limit_nanos is not None
+        and ledger.balance_of(tx, each.balance).used_nanos() + quoted.nanos > each.limit_nanos
+    ]
+    if not full:
+        return None
+    last = budget.last_to_reset(full)
+    return budget.deny(
+        last,
+        ledger.balance_of(tx, last.balance),
+        team=team,
+        organisation=planned.policies.organisation,
+        now=now,
+        open_tasks=holding,
+    )
+
+
+def _lines(tx: Tx, planned: plan.Plan) -> tuple[CapLine, ...]:
+    return tuple(
+        _line(each, ledger.balance_of(tx, each.balance), each.cap, each.limit_nanos)
+        for each in planned.allowances
+        if each.cap is not None and each.limit_nanos is not None
+    )
+
+
+def _line(each: budget.Allowance, balance: budget.Balance, cap: policy.Cap, limit_nanos: Nanos) -> CapLine:
+    is_shown = each.balance.scope is not budget.Scope.ORG
+
+    def usd(nanos: int) -> str | None:
+        return money.render_usd(nanos) if is_shown else None
+
+    return CapLine(
+        scope=each.balance.scope.value,
+        name=each.balance.name,
+        cap_name=cap.name,
+        window=each.balance.window.value,
+        cap_usd=usd(limit_nanos),
+        used_usd=usd(balance.settled_nanos),
+        reserved_usd=usd(balance.reserved_nanos),
+        left_usd=usd(limit_nanos - balance.used_nanos()),
+        reset_at=each.resets_at,
+        rule=cap.origin,
+    )
+
+
+def _allowed(tx: Tx, planned: plan.Plan, *, quote_nanos: int, cache: str) -> Explanation:
+    return Explanation(
+        decision="allow",
+        code=None,
+        message=None,
+        rule=planned.allow.rule,
+        quote_usd=money.render_usd(quote_nanos),
+        fingerprint=planned.fingerprint,
+        cache=cache,
+        changed=planned.allow.changed,
+        caps=_lines(tx, planned),
+    )
+
+
+def _denied(
+    deny: policy.Deny,
+    *,
+    quote_nanos: int,
+    fingerprint: str | None,
+    cache: str,
+    changed: tuple[str, ...],
+    caps: tuple[CapLine, ...],
+) -> Explanation:
+    return Explanation(
+        decision="deny",
+        code=deny.code,
+        message=deny.message,
+        rule=deny.rule,
+        quote_usd=money.render_usd(quote_nanos),
+        fingerprint=fingerprint,
+        cache=cache,
+        changed=changed,
+        caps=caps,
+    )

@@ -1,0 +1,142 @@
+"""Mirrors results: `completed` is shown when every file is kept, so a picture that a client sees does not expire.
+
+A file is durable before its row. What cannot be fetched is tried again from 0.5 s on, with one fresh poll; after the
+patience the task completes with the vendor's own URL, and mirroring goes on until that expires.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Collection
+from typing import Final
+
+from gateway import metrics
+from gateway.flow import advance, attempt, parts, poll
+from gateway.outbound import download, upstream
+from gateway.rules import retry, task
+from gateway.store import blobs_disk, cache, media, tasks
+from gateway.store.database import Tx
+
+STATES: Final = (task.State.DELIVERED, task.State.COMPLETED)
+FRESH_POLL_AFTER: Final = 1
+"""Failed rounds before the vendor is asked once more where the files are."""
+
+log = logging.getLogger(__name__)
+
+
+async def due(with_parts: parts.Parts, most: int) -> Collection[str]:
+    """Tasks with files to fetch now."""
+    now = with_parts.clock()
+    return await with_parts.database.read(lambda tx: tasks.due(tx, STATES, now=now, limit=most))
+
+
+async def step(with_parts: parts.Parts, task_id: str) -> None:
+    """Fetch what is missing of one task's files; complete the task if nothing is, or if the patience is over."""
+    row = await with_parts.database.read(lambda tx: tasks.get(tx, task_id))
+    if row is None or row.state not in STATES:
+        return
+    missing = await _missing(with_parts, task_id)
+    if missing and row.troubles == FRESH_POLL_AFTER:
+        missing = await _refreshed(with_parts, row, missing)
+    kept = await asyncio.gather(*(_fetch(with_parts, row, each) for each in missing))
+    if all(kept):
+        await _complete(with_parts, row, next_at=None)
+    else:
+        await _again(with_parts, row, missing)
+
+
+async def _missing(with_parts: parts.Parts, task_id: str) -> list[tasks.Medium]:
+    rows = await with_parts.database.read(lambda tx: tasks.media_of(tx, task_id))
+    return [each for each in rows if each.digest is None]
+
+
+async def _fetch(with_parts: parts.Parts, row: tasks.Task, medium: tasks.Medium) -> bool:
+    """Fetch one file, keep its bytes, then its row."""
+    with_parts_blobs = with_parts.blobs
+    try:
+        with with_parts_blobs.temporary() as temporary:
+            if with_parts_blobs.free_bytes() < with_parts.min_free_bytes:
+                return _failed(row, "disk", "less than --min-free is left; mirroring waits for room")
+            fetched = await with_parts.downloader.fetch(medium.upstream_url, sink=temporary.file)
+            if isinstance(fetched, download.Failed):
+                return _failed(row, fetched.reason.value, fetched.detail)
+            await asyncio.to_thread(with_parts_blobs.keep, temporary, fetched.digest)
+    except OSError as error:
+        return _failed(row, "disk", error.strerror or "I/O error")
+    blob = media.BlobRow(
+        digest=fetched.digest, size_bytes=fetched.size_bytes, mime=fetched.mime, extension=fetched.extension
+    )
+    now = with_parts.clock()
+
+    def note(tx: Tx) -> None:
+        media.keep(tx, blob, task_id=row.id, position=medium.position, now=now)
+
+    await attempt.persist(with_parts, note)
+    metrics.MIRROR_BYTES.inc(fetched.size_bytes)
+    return True
+
+
+def _failed(row: tasks.Task, reason: str, detail: str) -> bool:
+    metrics.MIRROR_FAILURES.labels(reason).inc()
+    log.warning("task %s: a result could not be mirrored (%s): %s", row.id, reason, detail)
+    return False
+
+
+async def _refreshed(with_parts: parts.Parts, row: tasks.Task, missing: list[tasks.Medium]) -> list[tasks.Medium]:
+    """Ask the vendor once more: it may name other URLs for the same files."""
+    key = poll.key_for(with_parts, row)
+    if key is None or row.upstream_task_id is None:
+        return missing
+    polled = await with_parts.upstream.poll(row.upstream_task_id, key=key)
+    if not isinstance(polled, upstream.Polled) or polled.outcome.event is not task.Event.DELIVERED:
+        return missing
+    fresh = functools.partial(tasks.renew_media, row=row, media=polled.outcome.media, document=polled.document)
+    await with_parts.database.write(fresh)
+    return await _missing(with_parts, row.id)
+
+
+async def _again(with_parts: parts.Parts, row: tasks.Task, missing: list[tasks.Medium]) -> None:
+    """Not everything could be fetched: plan the next round; complete without a mirror when the patience is over."""
+    now = with_parts.clock()
+    next_at: float | None = now + retry.mirror_delay(row.troubles + 1, luck=with_parts.luck())
+    patient_until = (row.settled_at or now) + with_parts.mirror_patience_s
+    if row.state is task.State.DELIVERED and now >= patient_until:
+        await _complete(with_parts, row, next_at=next_at)
+        return
+    if row.state is task.State.DELIVERED and next_at is not None:
+        next_at = min(next_at, patient_until)
+    elif all(each.expires_at is not None and each.expires_at <= now for each in missing):
+        log.error("task %s: its results expired before they could be mirrored", row.id)
+        next_at = None
+    troubles = row.troubles + 1
+    await with_parts.database.write(lambda tx: tasks.note(tx, row, next_at=next_at, troubles=troubles))
+
+
+async def _complete(with_parts: parts.Parts, row: tasks.Task, *, next_at: float | None) -> None:
+    now = with_parts.clock()
+    if row.state is task.State.COMPLETED:
+        await with_parts.database.write(lambda tx: tasks.note(tx, row, next_at=None))
+        return
+    finish = functools.partial(advance.mirror, row=row, now=now, next_at=next_at)
+    change = await attempt.persist(with_parts, finish)
+    if change is None:
+        return
+    if next_at is None:
+        await _remember(with_parts, change.row)
+    advance.announce(with_parts, change)
+
+
+async def _remember(with_parts: parts.Parts, row: tasks.Task) -> None:
+    """Fill the result cache after the commit."""
+    rows = await with_parts.database.read(lambda tx: tasks.media_of(tx, row.id))
+    digests = tuple(each.digest for each in rows if each.digest is not None)
+    if row.fingerprint is not None and len(digests) >= row.n:
+        result = cache.Result(task_id=row.id, completed_at=row.ended_at or 0.0, digests=digests)
+        await with_parts.cache.put(row.fingerprint, result)
+
+
+def is_kept(blobs: blobs_disk.DiskBlobs, rows: Collection[tasks.Medium], n: int) -> bool:
+    """Whether a result is whole: as many files as were asked for, each still in the blob store."""
+    return len(rows) >= n and all(each.digest is not None and blobs.path(each.digest) is not None for each in rows)

@@ -1,0 +1,51 @@
+"""What the flows work with: one value, made at the start, handed to every flow function."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import ipaddress
+from collections.abc import Callable
+
+from gateway.flow import watch
+from gateway.outbound import download, upstream
+from gateway.rules import policy, rate
+from gateway.store import blobs_disk, cache, database
+
+
+class InForce:
+    """The policy set that decides now; replaced by `flow/adopt` inside the transaction that made its balances."""
+
+    def __init__(self, policies: policy.PolicySet) -> None:
+        """Begin with a set whose balances are not made yet; `adopt` comes before the first request."""
+        self.policies = policies
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """Everything with a life of its own that a flow touches; durations in seconds."""
+
+    database: database.Database
+    upstream: upstream.Upstream
+    downloader: download.Downloader
+    blobs: blobs_disk.DiskBlobs
+    cache: cache.ResultCache
+    in_force: InForce
+    upstream_key: Callable[[str], str | None]
+    """The key behind `env:NAME` or `file:PATH`, None while it cannot be read."""
+    watch: watch.Watch
+    clock: Callable[[], float]
+    luck: Callable[[], float]
+    new_task_id: Callable[[], str]
+    public_url: str
+    media_public_url: str
+    allow_private: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
+    submit_deadline_s: float = 120.0
+    mirror_patience_s: float = 20.0
+    min_free_bytes: int = 0
+    attempts: dict[str, asyncio.Task[None]] = dataclasses.field(default_factory=dict)
+    """First POSTs under way, by task id; each runs to its end whether or not its client stays."""
+    buckets: dict[str, rate.Bucket] = dataclasses.field(default_factory=dict)
+    """`requests_per_minute`, by team."""
+    wake_mirror: Callable[[], None] = lambda: None
+    wake_poll: Callable[[], None] = lambda: None

@@ -1,0 +1,71 @@
+"""Who waits for which task: a client's poll makes the next upstream poll sooner, an end wakes whoever waits.
+
+Only hints live here; a task nobody asks about completes all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+from typing import Final
+
+MOST_WATCHED: Final = 20_000
+WATCHED_FOR_S: Final = 10.0
+LEAST_BETWEEN_POLLS_S: Final = 1.0
+
+
+class Watch:
+    """The tasks that clients asked about lately, and those who wait for a change."""
+
+    def __init__(self) -> None:
+        """Nobody is waiting."""
+        self._asked_at: collections.OrderedDict[str, float] = collections.OrderedDict()
+        self._polled_at: collections.OrderedDict[str, float] = collections.OrderedDict()
+        self._wanted: dict[str, None] = {}
+        self._changed: dict[str, asyncio.Event] = {}
+
+    def ask(self, task_id: str, *, now: float) -> bool:
+        """A client asked about an open task; True if that wants an upstream poll of its own (at most one a second)."""
+        _put(self._asked_at, task_id, now)
+        if task_id in self._wanted or now - self._polled_at.get(task_id, 0.0) < LEAST_BETWEEN_POLLS_S:
+            return False
+        if len(self._wanted) < MOST_WATCHED:
+            self._wanted[task_id] = None
+        return True
+
+    def take_wanted(self, most: int) -> list[str]:
+        """Tasks that a client wants polled now; each is handed out once."""
+        taken = list(self._wanted)[:most]
+        for task_id in taken:
+            del self._wanted[task_id]
+        return taken
+
+    def polled(self, task_id: str, *, now: float) -> None:
+        """An upstream poll of the task begins."""
+        self._wanted.pop(task_id, None)
+        _put(self._polled_at, task_id, now)
+
+    def is_watched(self, task_id: str, *, now: float) -> bool:
+        """Whether a client asked about the task within the last seconds."""
+        return now - self._asked_at.get(task_id, -WATCHED_FOR_S) < WATCHED_FOR_S
+
+    def changed(self, task_id: str) -> None:
+        """The task's state changed: wake who waits for it."""
+        event = self._changed.pop(task_id, None)
+        if event is not None:
+            event.set()
+
+    async def wait(self, task_id: str, *, timeout_s: float) -> None:
+        """Return when the task changes, or after the timeout."""
+        event = self._changed.setdefault(task_id, asyncio.Event())
+        try:
+            await asyncio.wait_for(event.wait(), timeout_s)
+        except TimeoutError:
+            return
+
+
+def _put(times: collections.OrderedDict[str, float], task_id: str, now: float) -> None:
+    times[task_id] = now
+    times.move_to_end(task_id)
+    if len(times) > MOST_WATCHED:
+        times.popitem(last=False)

@@ -1,0 +1,173 @@
+"""Calls to the upstream, each with a bound on time and size, each answered with an outcome as a type.
+
+No call follows a redirect, reads the environment, keeps a cookie or is cancelled because a client left. The team's
+upstream key goes to the configured origin only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import ssl
+import time
+from typing import Final
+from urllib.parse import quote
+
+import aiohttp
+import httpx
+import httpx_aiohttp
+
+from gateway import VERSION, metrics, wire
+from gateway.rules import task
+
+CONNECT_S: Final = 5.0
+POOL_S: Final = 20.0
+TOTAL_S: Final = 30.0
+MOST_ANSWER_BYTES: Final = 1024 * 1024
+MOST_CONNECTIONS: Final = 256
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Polled:
+    """The vendor's word about a task."""
+
+    outcome: task.Outcome
+    document: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """A poll that brought no word; says nothing about the task."""
+
+    reason: str
+    is_key_refused: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    status: int
+    headers: httpx.Headers
+    body: bytes
+
+
+class _TooLarge(Exception):
+    """The answer is longer than the bound."""
+
+
+class Upstream:
+    """The vendor at one origin."""
+
+    def __init__(self, origin: str, *, verify: ssl.SSLContext | bool = True) -> None:
+        """`origin`: scheme, host and port, e.g. `https://www.qingbo.dev`; `verify`: how to check its certificate."""
+        self._origin = origin.rstrip("/")
+        self._client = httpx.AsyncClient(
+            transport=httpx_aiohttp.AiohttpTransport(verify=verify, trust_env=False, client=lambda: _session(verify)),
+            headers={"User-Agent": f"wave-gateway/{VERSION}", "Accept-Encoding": "identity"},
+            timeout=httpx.Timeout(None, connect=CONNECT_S, pool=POOL_S),
+            trust_env=False,
+            follow_redirects=False,
+        )
+
+    async def submit(self, body: bytes, *, key: str, idempotency_key: str | None) -> task.SubmitOutcome:
+        """POST a task; what cannot be known is in doubt (CONTRACT §2)."""
+        headers = {"Content-Type": "application/json"}
+        if idempotency_key is not None:
+            headers["Idempotency-Key"] = idempotency_key
+        started = time.perf_counter()
+        outcome = await self._submit(body, headers, key)
+        _observe("submit", _submit_label(outcome), started)
+        return outcome
+
+    async def poll(self, upstream_task_id: str, *, key: str) -> Polled | Trouble:
+        """GET a task."""
+        started = time.perf_counter()
+        result = await self._poll(upstream_task_id, key)
+        _observe("poll", "ok" if isinstance(result, Polled) else result.reason, started)
+        return result
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._client.aclose()
+
+    async def _submit(self, body: bytes, headers: dict[str, str], key: str) -> task.SubmitOutcome:
+        try:
+            answer = await self._call("POST", "/v1/tasks", key=key, headers=headers, body=body)
+        except TimeoutError:
+            return task.InDoubt(reason="timeout")
+        except _FAILURES as error:
+            if _never_connected(error):
+                return task.NotSent(reason="connect")
+            return task.InDoubt(reason=_name(error))
+        except _TooLarge:
+            return task.InDoubt(reason="answer too large")
+        return wire.classify_submit(answer.status, answer.body, retry_after=answer.headers.get("retry-after"))
+
+    async def _poll(self, upstream_task_id: str, key: str) -> Polled | Trouble:
+        path = f"/v1/tasks/{quote(upstream_task_id, safe='')}"
+        try:
+            answer = await self._call("GET", path, key=key, headers={}, body=None)
+        except TimeoutError:
+            return Trouble(reason="timeout")
+        except _FAILURES as error:
+            return Trouble(reason="connect" if _never_connected(error) else _name(error))
+        except _TooLarge:
+            return Trouble(reason="too_large")
+        if answer.status != 200:
+            return Trouble(reason=str(answer.status), is_key_refused=answer.status in (401, 402, 403))
+        outcome = wire.read_task(answer.body, upstream_task_id)
+        if outcome is None:
+            return Trouble(reason="not_a_task")
+        return Polled(outcome=outcome, document=answer.body)
+
+    async def _call(self, method: str, path: str, *, key: str, headers: dict[str, str], body: bytes | None) -> _Answer:
+        headers = headers | {"Authorization": f"Bearer {key}"}
+        async with asyncio.timeout(TOTAL_S):
+            async with self._client.stream(method, self._origin + path, headers=headers, content=body) as response:
+                read = bytearray()
+                async for chunk in response.aiter_raw():
+                    read += chunk
+                    if len(read) > MOST_ANSWER_BYTES:
+                        raise _TooLarge
+                return _Answer(status=response.status_code, headers=response.headers, body=bytes(read))
+
+
+def _session(verify: ssl.SSLContext | bool) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=MOST_CONNECTIONS, ssl=verify),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=False,
+    )
+
+
+_FAILURES: Final = (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError)
+"""A malformed answer leaves the transport as aiohttp's own error. TimeoutError, our deadline, is caught before."""
+
+
+def _never_connected(error: Exception) -> bool:
+    """Whether not one byte was sent.
+
+    The transport's own mapping cannot be used: it turns a dropped answer (`ServerDisconnectedError`) into
+    `httpx.ConnectTimeout`. The cause tells them apart.
+    """
+    return isinstance(error.__cause__ or error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError))
+
+
+def _name(error: Exception) -> str:
+    return type(error.__cause__ or error).__name__
+
+
+def _submit_label(outcome: task.SubmitOutcome) -> str:
+    match outcome:
+        case task.Accepted():
+            return "accepted"
+        case task.Refused():
+            return "refused"
+        case task.NotSent():
+            return "not_sent"
+        case task.InDoubt():
+            return "in_doubt"
+
+
+def _observe(operation: str, outcome: str, started: float) -> None:
+    metrics.UPSTREAM_REQUESTS.labels(operation, outcome).inc()
+    metrics.UPSTREAM_DURATION.labels(operation, outcome).observe(time.perf_counter() - started)

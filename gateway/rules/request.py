@@ -1,0 +1,61 @@
+"""A submit as we understand it: the few fields with a meaning, and every field as it was written."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import Final
+
+from gateway.rules import strict_json
+
+DEFAULT_ACTION: Final = "generate"
+DEFAULT_N: Final = 1
+DEFAULT_SEED: Final = -1
+DEFAULT_ASPECT_RATIO: Final = "1:1"
+DEFAULT_RESOLUTION: Final = "1K"
+MOST_N: Final = 1_000_000
+"""The largest `n` that is read at all; policies set the limit that matters."""
+
+NEVER_SENT: Final = frozenset({"callback_url", "callback_events"})
+"""Fields that stay here: the client's webhook is ours to deliver."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One submit after its body shape was checked; documented defaults are filled in."""
+
+    model: str
+    prompt: str
+    action: str = DEFAULT_ACTION
+    n: int = DEFAULT_N
+    seed: int = DEFAULT_SEED
+    aspect_ratio: str = DEFAULT_ASPECT_RATIO
+    resolution: str = DEFAULT_RESOLUTION
+    image_urls: tuple[str, ...] = ()
+    official_fallback: bool = False
+    grounded: bool = False
+    """True if `google_search` or `google_image_search` is set."""
+    callback_url: str | None = None
+    callback_events: tuple[str, ...] = ()
+    values: Mapping[str, object]
+    """Every field, parsed; floats and long integers as `msgspec.Raw`."""
+    written: Mapping[str, bytes]
+    """Every field, byte for byte as the client wrote it."""
+
+    def body_digest(self) -> bytes:
+        """SHA-256 of the client's canonical body, before any rewrite; what idempotency compares."""
+        return hashlib.sha256(strict_json.canonical(self.values)).digest()
+
+    def is_seeded(self) -> bool:
+        """Whether the client asked for a fixed seed."""
+        return self.seed >= 0
+
+
+def to_send(request: Request) -> dict[str, bytes]:
+    """The fields that reach the upstream, as written but for what a policy changed."""
+    sent = {name: raw for name, raw in request.written.items() if name not in NEVER_SENT}
+    for name, value in (("model", request.model), ("official_fallback", request.official_fallback)):
+        if request.values.get(name, False) != value:
+            sent[name] = strict_json.dumps(value)
+    return sent

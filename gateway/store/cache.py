@@ -1,0 +1,115 @@
+"""The result cache: a small LRU in memory over diskcache, bytes only.
+
+It only speeds up what the task rows know too, so it may be deleted at any time. The `Disk` stores bytes and
+refuses a pickled row (CVE-2025-69872: `JSONDisk` does not stop it). Reads are on the loop (microseconds), writes
+in a thread. The scope is part of the fingerprint, so a team cannot reach another's results.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import os
+import pathlib
+import sqlite3
+from typing import Final
+
+import diskcache
+import msgspec
+
+MOST_IN_MEMORY: Final = 10_000
+MOST_BYTES: Final = 512 * 1024 * 1024
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """Which completed task holds the result of a fingerprint; `completed_at` in unix seconds."""
+
+    task_id: str
+    completed_at: float
+    digests: tuple[str, ...]
+
+
+class BytesDisk(diskcache.Disk):
+    """Keeps text keys and bytes values as they are; never pickles, never unpickles."""
+
+    def put(self, key: object) -> tuple[object, bool]:
+        """Store a text key."""
+        if not isinstance(key, str):
+            raise TypeError("cache keys are text")
+        return key, True
+
+    def get(self, key: object, raw: bool) -> object:
+        """Read a text key."""
+        if not raw or not isinstance(key, str):
+            raise ValueError("a cache row with a pickled key was refused")
+        return key
+
+    def store(self, value: object, read: bool, key: object = diskcache.UNKNOWN) -> tuple[int, int, None, object]:
+        """Store bytes inside the row."""
+        if read or not isinstance(value, bytes):
+            raise TypeError("cache values are bytes")
+        return len(value), diskcache.core.MODE_RAW, None, sqlite3.Binary(value)
+
+    def fetch(self, mode: int, filename: str | None, value: object, read: bool) -> object:
+        """Read bytes from the row."""
+        if mode != diskcache.core.MODE_RAW or filename is not None or not isinstance(value, bytes):
+            raise ValueError("a cache row that is not plain bytes was refused")
+        return value
+
+
+class ResultCache:
+    """Fingerprint -> Result, in memory and on disk."""
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        """Open or create the cache in a directory of mode 0700."""
+        directory.mkdir(parents=True, exist_ok=True)
+        os.chmod(directory, 0o700)
+        self._disk = diskcache.Cache(
+            str(directory), disk=BytesDisk, eviction_policy="least-recently-stored", size_limit=MOST_BYTES
+        )
+        self._memory: collections.OrderedDict[str, Result] = collections.OrderedDict()
+
+    def get(self, fingerprint: str) -> Result | None:
+        """The result of a fingerprint, if this cache knows it; a damaged row counts as none."""
+        found = self._memory.get(fingerprint)
+        if found is not None:
+            self._memory.move_to_end(fingerprint)
+            return found
+        try:
+            raw = self._disk.get(fingerprint)
+            found = None if raw is None else _DECODER.decode(raw)
+        except (ValueError, msgspec.MsgspecError, sqlite3.Error, OSError, diskcache.Timeout):
+            return None
+        if found is not None:
+            self._remember(fingerprint, found)
+        return found
+
+    async def put(self, fingerprint: str, result: Result) -> None:
+        """Keep a result; a cache that cannot be written is only slower."""
+        self._remember(fingerprint, result)
+        try:
+            await asyncio.to_thread(self._disk.set, fingerprint, _ENCODER.encode(result))
+        except (sqlite3.Error, OSError, diskcache.Timeout):
+            return
+
+    async def forget(self, fingerprint: str) -> None:
+        """Drop a result that is no longer there."""
+        self._memory.pop(fingerprint, None)
+        try:
+            await asyncio.to_thread(self._disk.delete, fingerprint)
+        except (sqlite3.Error, OSError, diskcache.Timeout):
+            return
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._disk.close()
+
+    def _remember(self, fingerprint: str, result: Result) -> None:
+        self._memory[fingerprint] = result
+        self._memory.move_to_end(fingerprint)
+        while len(self._memory) > MOST_IN_MEMORY:
+            self._memory.popitem(last=False)
+
+
+_ENCODER: Final = msgspec.json.Encoder()
+_DECODER: Final = msgspec.json.Decoder(Result)

@@ -1,0 +1,265 @@
+"""Rows of tasks and their media. Only `flow/advance` changes a task's state, through `move`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Final
+
+from gateway.rules import policy, pricing, task
+from gateway.rules.money import Nanos
+from gateway.store.database import Row, Tx
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One row of `tasks`; the schema says what each column holds. Times in unix seconds."""
+
+    id: str
+    team: str
+    key_name: str
+    request_id: str
+    idempotency_key: str | None = None
+    body_digest: bytes
+    fingerprint: str | None = None
+    inflight: str | None = None
+    leader_id: str | None = None
+    x_cache: str
+    changes: str = ""
+    model: str
+    action: str
+    n: int
+    request: bytes
+    callback_url: str | None = None
+    callback_events: str = ""
+    state: task.State
+    upstream_key_ref: str
+    upstream_key_digest: bytes | None = None
+    upstream_idempotency_key: str
+    upstream_task_id: str | None = None
+    document: bytes | None = None
+    failure: bytes | None = None
+    refusal_status: int | None = None
+    price_version: str
+    tier: str
+    standard_unit_nanos: int
+    official_unit_nanos: int | None = None
+    official: str | None = None
+    quote_nanos: int
+    cost_nanos: int | None = None
+    attempts: int = 0
+    troubles: int = 0
+    created_at: float
+    first_attempt_at: float | None = None
+    deadline_at: float
+    submitted_at: float | None = None
+    settled_at: float | None = None
+    ended_at: float | None = None
+    next_at: float | None = None
+
+    def quote(self) -> pricing.Quote:
+        """The quote as it was frozen at admission."""
+        return pricing.Quote(
+            nanos=Nanos(self.quote_nanos),
+            standard_unit_nanos=Nanos(self.standard_unit_nanos),
+            official_unit_nanos=None if self.official_unit_nanos is None else Nanos(self.official_unit_nanos),
+            model=self.model,
+            tier=policy.Tier(self.tier),
+            official=self.official,
+            version=self.price_version,
+        )
+
+    def is_free(self) -> bool:
+        """Whether another task was paid for this one's result."""
+        return self.leader_id is not None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Medium:
+    """One result file of a task; `digest`, `mime` and `extension` once it is mirrored."""
+
+    position: int
+    upstream_url: str
+    expires_at: int | None
+    digest: str | None
+    extension: str | None
+
+
+COLUMNS: Final = tuple(field.name for field in dataclasses.fields(Task))
+_INSERT: Final = f"INSERT INTO tasks ({', '.join(COLUMNS)}) VALUES ({', '.join(':' + name for name in COLUMNS)})"  # noqa: S608
+_SELECT: Final = f"SELECT {', '.join(COLUMNS)} FROM tasks"  # noqa: S608 - constant text
+_HOLDING: Final = ", ".join(f"'{state}'" for state in task.HOLDING)
+
+
+def insert(tx: Tx, row: Task) -> None:
+    """Add a task; the database refuses a second one for an idempotency key and a second leader."""
+    tx.run(_INSERT, **{name: getattr(row, name) for name in COLUMNS})
+
+
+def get(tx: Tx, task_id: str) -> Task | None:
+    """A task by our id."""
+    return _task(tx.one(f"{_SELECT} WHERE id = :id", id=task_id))
+
+
+def get_by_idempotency_key(tx: Tx, team: str, idempotency_key: str) -> Task | None:
+    """The task that a team's idempotency key stands for."""
+    return _task(tx.one(f"{_SELECT} WHERE team = :team AND idempotency_key = :key", team=team, key=idempotency_key))
+
+
+def get_result(tx: Tx, fingerprint: str, *, since: float) -> Task | None:
+    """The newest completed task with this fingerprint whose every result is still kept."""
+    return _task(
+        tx.one(
+            f"{_SELECT} WHERE fingerprint = :fingerprint AND state = 'completed' AND leader_id IS NULL "  # noqa: S608
+            "AND ended_at > :since "
+            "AND (SELECT COUNT(*) FROM task_media WHERE task_id = tasks.id) >= n "
+            "AND NOT EXISTS (SELECT 1 FROM task_media WHERE task_id = tasks.id AND digest IS NULL) "
+            "ORDER BY ended_at DESC LIMIT 1",
+            fingerprint=fingerprint,
+            since=since,
+        )
+    )
+
+
+def get_leader(tx: Tx, fingerprint: str) -> Task | None:
+    """The task in flight that a request with this fingerprint may follow."""
+    return _task(tx.one(f"{_SELECT} WHERE inflight = :fingerprint", fingerprint=fingerprint))
+
+
+def move(tx: Tx, row: Task, state: task.State, **columns: object) -> Task | None:
+    """Change a task's state and columns if nobody has changed its state meanwhile; returns it as it is then."""
+    changed = columns | {"state": state}
+    names = ", ".join(f"{name} = :{name}" for name in changed)
+    sql = f"UPDATE tasks SET {names} WHERE id = :this_id AND state = :state_before"  # noqa: S608 - our column names
+    if not tx.run(sql, **changed, this_id=row.id, state_before=row.state):
+        return None
+    return get(tx, row.id)
+
+
+def note(tx: Tx, row: Task, **columns: object) -> bool:
+    """Change columns of a task that is still in the same state."""
+    return move(tx, row, row.state, **columns) is not None
+
+
+def end_followers(tx: Tx, leader_id: str, state: task.State, *, ended_at: float) -> list[tuple[str, str]]:
+    """Give every follower its leader's end; returns (task id, team) of each."""
+    waiting = tx.all("SELECT id, team FROM tasks WHERE leader_id = :id AND state = 'following'", id=leader_id)
+    tx.run(
+        "UPDATE tasks SET state = :state, ended_at = :ended_at, next_at = NULL, cost_nanos = 0 "
+        "WHERE leader_id = :id AND state = 'following'",
+        id=leader_id,
+        state=state,
+        ended_at=ended_at,
+    )
+    return [(row["id"], row["team"]) for row in waiting]
+
+
+def due(tx: Tx, states: Collection[task.State], *, now: float, limit: int) -> list[str]:
+    """Ids of the tasks in these states that a background step should look at, the most overdue first."""
+    names = ", ".join(f"'{state}'" for state in states)
+    rows = tx.all(
+        f"SELECT id FROM tasks WHERE state IN ({names}) AND next_at <= :now "  # noqa: S608 - our own enum
+        "ORDER BY next_at LIMIT :most",
+        now=now,
+        most=limit,
+    )
+    return [row["id"] for row in rows]
+
+
+def ids_in(tx: Tx, state: task.State) -> list[str]:
+    """Ids of every task in an open state."""
+    return [row["id"] for row in tx.all("SELECT id FROM tasks WHERE state = :state", state=state)]
+
+
+def free_results(tx: Tx, *, since: float, until: float) -> list[Row]:
+    """Completed hits and followers: team, key_name, model, tier, ended_at, avoided_nanos."""
+    return tx.all(
+        "SELECT free.team, free.key_name, free.model, free.tier, free.ended_at, "
+        "COALESCE(paid.cost_nanos, 0) AS avoided_nanos "
+        "FROM tasks AS free JOIN tasks AS paid ON paid.id = free.leader_id "
+        "WHERE free.state = 'completed' AND free.ended_at >= :since AND free.ended_at < :until",
+        since=since,
+        until=until,
+    )
+
+
+def count_overdue(tx: Tx, *, before: float) -> int:
+    """How many open tasks were made before an instant."""
+    states = ", ".join(f"'{state}'" for state in task.OPEN)
+    row = tx.one(
+        f"SELECT COUNT(*) AS held FROM tasks WHERE state IN ({states}) AND created_at < :before",  # noqa: S608
+        before=before,
+    )
+    return int(row["held"]) if row is not None else 0
+
+
+def count_unmirrored(tx: Tx) -> int:
+    """How many results of ended tasks are not mirrored."""
+    row = tx.one(
+        "SELECT COUNT(*) AS held FROM task_media JOIN tasks ON tasks.id = task_media.task_id "
+        "WHERE task_media.digest IS NULL AND tasks.state = 'completed'"
+    )
+    return int(row["held"]) if row is not None else 0
+
+
+def count_holding(tx: Tx, team: str) -> int:
+    """How many tasks of a team hold a reservation."""
+    row = tx.one(f"SELECT COUNT(*) AS held FROM tasks WHERE team = :team AND state IN ({_HOLDING})", team=team)  # noqa: S608
+    return int(row["held"]) if row is not None else 0
+
+
+def count_followers(tx: Tx, team: str) -> int:
+    """How many tasks of a team follow another."""
+    row = tx.one("SELECT COUNT(*) AS held FROM tasks WHERE team = :team AND state = 'following'", team=team)
+    return int(row["held"]) if row is not None else 0
+
+
+def count_open(tx: Tx) -> Mapping[tuple[str, str], int]:
+    """How many tasks are open, by (team, state)."""
+    states = ", ".join(f"'{state}'" for state in task.OPEN)
+    rows = tx.all(f"SELECT team, state, COUNT(*) AS held FROM tasks WHERE state IN ({states}) GROUP BY team, state")  # noqa: S608
+    return {(row["team"], row["state"]): row["held"] for row in rows}
+
+
+def media_of(tx: Tx, task_id: str) -> list[Medium]:
+    """The result files of a task, in their order."""
+    rows = tx.all(
+        "SELECT position, upstream_url, expires_at, task_media.digest, extension FROM task_media "
+        "LEFT JOIN blobs ON blobs.digest = task_media.digest WHERE task_id = :id ORDER BY position",
+        id=task_id,
+    )
+    return [Medium(**{name: row[name] for name in row.keys()}) for row in rows]
+
+
+def add_media(tx: Tx, task_id: str, media: Collection[task.Media]) -> None:
+    """Note the vendor's result URLs, once."""
+    for position, each in enumerate(media):
+        tx.run(
+            "INSERT INTO task_media (task_id, position, upstream_url, expires_at) "
+            "VALUES (:id, :position, :url, :expires_at)",
+            id=task_id,
+            position=position,
+            url=each.url,
+            expires_at=each.expires_at,
+        )
+
+
+def renew_media(tx: Tx, row: Task, media: Collection[task.Media], document: bytes) -> None:
+    """The vendor names its results anew: each file gets its new URL, by position."""
+    for position, each in enumerate(media):
+        tx.run(
+            "UPDATE task_media SET upstream_url = :url, expires_at = :expires_at "
+            "WHERE task_id = :id AND position = :position",
+            id=row.id,
+            position=position,
+            url=each.url,
+            expires_at=each.expires_at,
+        )
+    note(tx, row, document=document)
+
+
+def _task(row: Row | None) -> Task | None:
+    if row is None:
+        return None
+    values = {name: row[name] for name in COLUMNS}
+    return Task(**values | {"state": task.State(values["state"])})

@@ -1,0 +1,396 @@
+"""The upstream's JSON and our types: the only file that knows its field names and their many shapes.
+
+A tolerant reader: it gives meaning to the few fields of UPSTREAM.md, accepts every shape listed there and passes
+everything else through byte for byte. It makes no decision about money or state; it says what the vendor said.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import re
+from collections.abc import Iterator, Mapping
+from typing import Final
+from urllib.parse import urlsplit
+
+from gateway import errors
+from gateway.rules import request as requests
+from gateway.rules import strict_json, task
+
+NEVER_EXPIRES: Final = 4102444800
+"""`expires_at` of a mirrored result without an end of retention: 2100-01-01."""
+
+STATUSES: Final[Mapping[str, task.Event | None]] = {
+    "queued": None,
+    "processing": None,
+    "running": None,
+    "completed": task.Event.DELIVERED,
+    "succeeded": task.Event.DELIVERED,
+    "success": task.Event.DELIVERED,
+    "done": task.Event.DELIVERED,
+    "failed": task.Event.FAILED,
+    "error": task.Event.FAILED,
+    "timeout": task.Event.FAILED,
+    "cancelled": task.Event.CANCELLED,
+    "canceled": task.Event.CANCELLED,
+}
+"""Every status word seen; any other counts as under way. `timeout` is an end only with a cost."""
+
+CALLBACK_EVENTS: Final = frozenset({"queued", "running", "processing", "completed", "succeeded", "failed", "cancelled"})
+
+_MEDIA_LISTS: Final = ("images", "videos", "audios")
+_EARLY_MEDIA: Final = ("video_url", "thumbnail_url")
+_WITHHELD: Final = ("result", "cost", "completed_at")
+_SANE_ID: Final = re.compile(r"[!-~]{1,200}", re.ASCII)
+_SHORTEST_ID_IN_TEXT: Final = 8
+"""A shorter vendor id is replaced only where it is the whole string."""
+
+
+# Submit: the client's body inward, the upstream's body outward.
+
+
+def parse_submit(body: bytes) -> requests.Request:
+    """Read a submit; raises CallerError `invalid_json` or `invalid_request` with `param`."""
+    try:
+        values = strict_json.loads(body)
+    except strict_json.InvalidJson as error:
+        raise errors.CallerError("invalid_json", f"The body is not JSON that the gateway accepts: {error}.") from None
+    if not isinstance(values, dict):
+        raise errors.CallerError("invalid_request", "The body must be a JSON object with `model` and `prompt`.")
+    return requests.Request(
+        model=_text(values, "model"),
+        prompt=_text(values, "prompt"),
+        action=_text(values, "action", requests.DEFAULT_ACTION),
+        n=_integer(values, "n", requests.DEFAULT_N, least=1, most=requests.MOST_N),
+        seed=_integer(values, "seed", requests.DEFAULT_SEED, least=-(2**63), most=2**63 - 1),
+        aspect_ratio=_text(values, "aspect_ratio", requests.DEFAULT_ASPECT_RATIO),
+        resolution=_text(values, "resolution", requests.DEFAULT_RESOLUTION),
+        image_urls=_texts(values, "image_urls"),
+        official_fallback=_boolean(values, "official_fallback"),
+        grounded=_boolean(values, "google_search") | _boolean(values, "google_image_search"),
+        callback_url=_text(values, "callback_url") if "callback_url" in values else None,
+        callback_events=_events(values),
+        values=values,
+        written=strict_json.fields_of(body),
+    )
+
+
+def encode_submit(request: requests.Request) -> bytes:
+    """The body that goes upstream: as written, but for what a policy changed and the webhook fields."""
+    return strict_json.join_fields(requests.to_send(request))
+
+
+def _invalid(param: str, what: str) -> errors.CallerError:
+    return errors.CallerError("invalid_request", f"`{param}` must be {what}.", details={"param": param})
+
+
+def _text(values: Mapping[str, object], name: str, default: str | None = None) -> str:
+    value = values.get(name, default)
+    if not isinstance(value, str) or not value:
+        raise _invalid(name, "a non-empty string")
+    return value
+
+
+def _integer(values: Mapping[str, object], name: str, default: int, *, least: int, most: int) -> int:
+    value = values.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise _invalid(name, f"an integer from {least} to {most}")
+    return value
+
+
+def _boolean(values: Mapping[str, object], name: str) -> bool:
+    value = values.get(name, False)
+    if not isinstance(value, bool):
+        raise _invalid(name, "true or false")
+    return value
+
+
+def _texts(values: Mapping[str, object], name: str) -> tuple[str, ...]:
+    value = values.get(name, [])
+    if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
+        raise _invalid(name, "a list of non-empty strings")
+    return tuple(value)
+
+
+def _events(values: Mapping[str, object]) -> tuple[str, ...]:
+    events = _texts(values, "callback_events")
+    if not CALLBACK_EVENTS.issuperset(events):
+        raise _invalid("callback_events", "a list of " + ", ".join(sorted(CALLBACK_EVENTS)))
+    return events
+
+
+# The upstream's answers inward.
+
+
+def classify_submit(status: int, body: bytes, *, retry_after: str | None) -> task.SubmitOutcome:
+    """What an answer to a submit means (CONTRACT §2); what nobody can be sure of is in doubt."""
+    document = _object(body)
+    if 200 <= status < 300:
+        upstream_task_id = None if document is None else _task_id(document)
+        if upstream_task_id is None:
+            return task.InDoubt(reason=f"answer {status} without a task id")
+        return task.Accepted(upstream_task_id=upstream_task_id, document=body, outcome=_outcome(document or {}))
+    if status == 429:
+        return task.NotSent(reason="429", retry_after_s=_seconds(retry_after), reset_at=_reset_at(document))
+    if status in (401, 402, 403):
+        return task.NotSent(reason=str(status), retry_after_s=_seconds(retry_after), is_key_refused=True)
+    is_refusal = status in (400, 404, 413, 422) or (status == 500 and _code(document) == "price_not_configured")
+    if is_refusal and document is not None:
+        return task.Refused(status=status, document=body)
+    return task.InDoubt(reason=f"answer {status}")
+
+
+def read_task(body: bytes, upstream_task_id: str) -> task.Outcome | None:
+    """What a poll's answer says; None if it is not a task, or another one."""
+    document = _object(body)
+    if document is None:
+        return None
+    found = _task_id(document)
+    if found not in (None, upstream_task_id) or not isinstance(_task_of(document).get("status"), str):
+        return None
+    return _outcome(document)
+
+
+def _object(body: bytes) -> dict[str, object] | None:
+    try:
+        document = strict_json.loads(body)
+    except strict_json.InvalidJson:
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _task_of(document: Mapping[str, object]) -> Mapping[str, object]:
+    """The object that holds the task's fields: the document itself, or its `data`."""
+    inner = document.get("data")
+    return inner if isinstance(inner, dict) and "status" not in document else document
+
+
+def _task_id(document: Mapping[str, object]) -> str | None:
+    inner = document.get("data")
+    nested: Mapping[str, object] = inner if isinstance(inner, dict) else {}
+    candidates = (document.get("task_id"), document.get("id"), nested.get("task_id"), nested.get("id"), inner)
+    for candidate in candidates:
+        if isinstance(candidate, str) and _SANE_ID.fullmatch(candidate):
+            return candidate
+    return None
+
+
+def _code(document: Mapping[str, object] | None) -> object:
+    error = (document or {}).get("error")
+    return error.get("code") if isinstance(error, dict) else None
+
+
+def _reset_at(document: Mapping[str, object] | None) -> int | None:
+    error = (document or {}).get("error")
+    if not isinstance(error, dict) or error.get("code") != "quota_window_exceeded":
+        return None
+    return _whole(error.get("reset_at"))
+
+
+def _seconds(text: str | None) -> int | None:
+    return int(text) if text is not None and re.fullmatch(r"\d{1,9}", text.strip(), re.ASCII) else None
+
+
+def _whole(value: object) -> int | None:
+    """A count that fits 53 bits, or None."""
+    if isinstance(value, str) and re.fullmatch(r"\d{1,16}", value, re.ASCII):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**53:
+        return None
+    return value
+
+
+def _outcome(document: Mapping[str, object]) -> task.Outcome:
+    fields = _task_of(document)
+    status = str(fields.get("status", "")).lower()
+    cost = _whole(fields.get("cost"))
+    event = STATUSES.get(status)
+    if status == "timeout" and cost is None:
+        event = None
+    media = tuple(_media(fields.get("result")))
+    return task.Outcome(
+        event=event,
+        status=status,
+        cost_quota=cost,
+        pre_consumed_quota=_whole(fields.get("pre_consumed_cost")),
+        media=media if event is task.Event.DELIVERED else (),
+        images=sum(1 for each in media if each.is_billed) if event is task.Event.DELIVERED else 0,
+    )
+
+
+def _media(result: object) -> Iterator[task.Media]:
+    if not isinstance(result, dict):
+        return
+    seen: set[str] = set()
+    for name in _MEDIA_LISTS:
+        items = result.get(name)
+        for item in items if isinstance(items, list) else ():
+            expires_at = _whole(item.get("expires_at")) if isinstance(item, dict) else None
+            for url in _urls(item.get("url") if isinstance(item, dict) else item):
+                if url not in seen:
+                    seen.add(url)
+                    yield task.Media(url=url, expires_at=expires_at)
+    has_lists = bool(seen)
+    for name in _EARLY_MEDIA:
+        for url in _urls(result.get(name)):
+            if url not in seen:
+                seen.add(url)
+                yield task.Media(url=url, is_billed=name == "video_url" and not has_lists)
+
+
+def _urls(value: object) -> list[str]:
+    items = value if isinstance(value, list) else [value]
+    return [item for item in items if isinstance(item, str) and item.startswith(("https://", "http://"))]
+
+
+# A task outward, as the client sees it.
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """Everything that the client's picture of a task is made of; times in unix seconds."""
+
+    task_id: str
+    model: str
+    action: str
+    state: task.State
+    created_at: float
+    ended_at: float | None = None
+    quote_quota: int = 0
+    is_free: bool = False
+    """A hit or a follower: cost 0 and times of its own."""
+    upstream_task_id: str | None = None
+    document: bytes | None = None
+    """The vendor's last JSON about the task (a hit's: about the one that was paid for)."""
+    failure: bytes | None = None
+    """An error object, as JSON, where the vendor's document has none."""
+    links: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    """Vendor's result URL -> ours, or None while it is not mirrored."""
+    public_url: str
+
+
+def render_task(view: View) -> bytes:
+    """The task as the client sees it: the vendor's own JSON with ids, links and result URLs made ours."""
+    if view.document is None:
+        return strict_json.join_fields(_ours(view))
+    fields = strict_json.fields_of(view.document)
+    inner = fields.get("data", b"")
+    if inner.startswith(b"{") and "status" not in fields:
+        fields["data"] = strict_json.join_fields(_shown(view, strict_json.fields_of(inner)))
+    else:
+        fields = _shown(view, fields)
+    core = _core(view)
+    missing = {name: raw for name, raw in core.items() if name not in fields}
+    whole = strict_json.join_fields(fields | missing)
+    return strict_json.replace_strings(whole, lambda text: _ours_for(view, text))
+
+
+def _core(view: View) -> dict[str, bytes]:
+    values = {
+        "task_id": view.task_id,
+        "model": view.model,
+        "action": view.action,
+        "status": task.SHOWN[view.state],
+        "created_at": int(view.created_at * 1000),
+        "progress": 100 if view.state is task.State.COMPLETED else 0,
+    }
+    return {name: strict_json.dumps(value) for name, value in values.items()}
+
+
+def _ours(view: View) -> dict[str, bytes]:
+    """The object before the vendor has answered, or where it never did."""
+    fields = _core(view) | {"pre_consumed_cost": strict_json.dumps(0 if view.is_free else view.quote_quota)}
+    if view.failure is not None:
+        fields |= {"cost": b"0", "error": view.failure}
+    return fields
+
+
+def _shown(view: View, fields: dict[str, bytes]) -> dict[str, bytes]:
+    if view.state is not task.State.COMPLETED and view.state not in task.ENDED:
+        fields = {name: raw for name, raw in fields.items() if name not in _WITHHELD}
+    status = _status(view, fields)
+    if status is not None:
+        fields["status"] = strict_json.dumps(status)
+    if "urls" in fields:
+        fields["urls"] = _own_urls(view, fields["urls"])
+    if "result" in fields:
+        fields["result"] = _lasting(view, fields["result"])
+    if view.is_free:
+        fields |= {name: b"0" for name in ("cost", "pre_consumed_cost") if name in fields}
+        for name, at in (("created_at", view.created_at), ("completed_at", view.ended_at)):
+            if name in fields and at is not None:
+                fields[name] = _time_like(fields[name], at)
+    if view.failure is not None and "error" not in fields:
+        fields["error"] = view.failure
+    return fields
+
+
+def _status(view: View, fields: Mapping[str, bytes]) -> str | None:
+    """The status to show where the vendor's word would tell the client another story, else None."""
+    if "status" not in fields:
+        return None
+    said = strict_json.loads(fields["status"])
+    event = STATUSES.get(str(said).lower())
+    shown = task.SHOWN[view.state]
+    ends = {task.Event.DELIVERED: "completed", task.Event.FAILED: "failed", task.Event.CANCELLED: "cancelled"}
+    if view.state in task.ENDED:
+        return None if event is not None and ends[event] == shown else shown
+    return "processing" if event is not None else None
+
+
+def _own_urls(view: View, raw: bytes) -> bytes:
+    if not raw.startswith(b"{"):
+        return raw
+    return strict_json.replace_strings(raw, lambda text: _own_url(view, text))
+
+
+def _own_url(view: View, text: str) -> str:
+    if not text.startswith(("https://", "http://")):
+        return text
+    parts = urlsplit(text)
+    path = parts.path + (f"?{parts.query}" if parts.query else "")
+    if view.upstream_task_id is not None:
+        path = path.replace(view.upstream_task_id, view.task_id)
+    return view.public_url + path
+
+
+def _lasting(view: View, raw: bytes) -> bytes:
+    """The result with `expires_at` set to the end of our retention wherever every URL of an item is mirrored."""
+    if not raw.startswith(b"{"):
+        return raw
+    result = strict_json.fields_of(raw)
+    for name in _MEDIA_LISTS:
+        if result.get(name, b"").startswith(b"["):
+            items = strict_json.items_of(result[name])
+            result[name] = strict_json.join_items([_lasting_item(view, item) for item in items])
+    return strict_json.join_fields(result)
+
+
+def _lasting_item(view: View, raw: bytes) -> bytes:
+    if not raw.startswith(b"{"):
+        return raw
+    item = strict_json.fields_of(raw)
+    urls = _urls(strict_json.loads(item.get("url", b"null")))
+    if "expires_at" in item and urls and all(view.links.get(url) for url in urls):
+        item["expires_at"] = str(NEVER_EXPIRES).encode()
+    return strict_json.join_fields(item)
+
+
+def _time_like(raw: bytes, at: float) -> bytes:
+    """An instant in the form of the vendor's own: ISO 8601 text, unix milliseconds or unix seconds."""
+    if raw.startswith(b'"'):
+        moment = datetime.datetime.fromtimestamp(at, datetime.UTC)
+        return strict_json.dumps(moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"))
+    digits = raw.split(b".")[0]
+    return str(int(at * 1000) if len(digits) > 11 else int(at)).encode()
+
+
+def _ours_for(view: View, text: str) -> str:
+    if text in view.links:
+        return view.links[text] or text
+    theirs = view.upstream_task_id
+    if theirs is None or theirs not in text:
+        return text
+    if text == theirs:
+        return view.task_id
+    return text.replace(theirs, view.task_id) if len(theirs) >= _SHORTEST_ID_IN_TEXT else text
