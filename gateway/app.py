@@ -92,11 +92,11 @@ async def running(settings: Settings, environ: Mapping[str, str]) -> AsyncIterat
     background = [asyncio.create_task(workers.run(loop), name=loop.name) for loop in loops.values()]
     background.append(
         asyncio.create_task(
-            workers.repeat("policies", POLICY_INTERVAL_S, functools.partial(_refresh, source, with_parts, settings))
+            workers.repeat("policies", POLICY_INTERVAL_S, functools.partial(_refresh, source, with_parts))
         )
     )
     try:
-        yield _guarded(_app(settings, with_parts, source), settings)
+        yield _guarded(_app(settings, with_parts), settings)
     finally:
         await _stop(settings, with_parts, background)
         kept.close()
@@ -148,10 +148,10 @@ def _loops(with_parts: parts.Parts) -> list[workers.Loop]:
     return [loop("poll", 0.2, 64, poll), loop("mirror", 0.2, 16, mirror), loop("resubmit", 0.2, 32, resubmit)]
 
 
-def _routes(settings: Settings, with_parts: parts.Parts, source: policy_files.PolicySource) -> list[BaseRoute]:
+def _routes(settings: Settings, with_parts: parts.Parts) -> list[BaseRoute]:
     keys = auth.Keys(lambda: with_parts.in_force.policies, time.time)
     return [
-        *tasks_edge.routes(with_parts, keys),
+        *tasks_edge.routes(with_parts, keys, max_wait_s=settings.max_wait_s),
         Route(media.PATH, media.endpoint(functools.partial(_find_blob, with_parts)), methods=["GET"]),
         *admin.routes(
             scrape=functools.partial(_scrape, with_parts),
@@ -161,8 +161,8 @@ def _routes(settings: Settings, with_parts: parts.Parts, source: policy_files.Po
     ]
 
 
-def _app(settings: Settings, with_parts: parts.Parts, source: policy_files.PolicySource) -> Starlette:
-    app = Starlette(routes=_routes(settings, with_parts, source), exception_handlers=render.exception_handlers())
+def _app(settings: Settings, with_parts: parts.Parts) -> Starlette:
+    app = Starlette(routes=_routes(settings, with_parts), exception_handlers=render.exception_handlers())
     app.router.redirect_slashes = False
     return app
 
@@ -222,7 +222,7 @@ def _start_policies(source: policy_files.PolicySource) -> None:
         log.error("the policy files are broken; the last good set is in force")
 
 
-async def _refresh(source: policy_files.PolicySource, with_parts: parts.Parts, settings: Settings) -> None:
+async def _refresh(source: policy_files.PolicySource, with_parts: parts.Parts) -> None:
     """Take up changed policy files, all together or not at all."""
     changed = await asyncio.to_thread(source.refresh)
     if isinstance(changed, policy_files.Broken):

@@ -306,9 +306,10 @@ def _ours(view: View) -> dict[str, bytes]:
 
 
 def _shown(view: View, fields: dict[str, bytes]) -> dict[str, bytes]:
-    if view.state is not task.State.COMPLETED and view.state not in task.ENDED:
-        fields = {name: raw for name, raw in fields.items() if name not in _WITHHELD}
     status = _status(view, fields)
+    is_told = view.state in task.ENDED and status is None  # a detached follower's leader may have been delivered
+    if view.state is not task.State.COMPLETED and not is_told:
+        fields = {name: raw for name, raw in fields.items() if name not in _WITHHELD}
     if status is not None:
         fields["status"] = strict_json.dumps(status)
     if "urls" in fields:

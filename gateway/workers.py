@@ -34,8 +34,10 @@ async def run(loop: Loop) -> None:
         while True:
             loop.wake.clear()
             await _start_due(loop, busy)
+            # Not wait_for: that of Python 3.11 swallows a cancel that meets the wake.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(loop.wake.wait(), loop.interval_s)
+                async with asyncio.timeout(loop.interval_s):
+                    await loop.wake.wait()
     finally:
         if busy:
             await asyncio.wait(list(busy.values()))

@@ -17,6 +17,7 @@ from gateway.rules import money, policy, task
 from gateway.store import tasks
 
 _IDEMPOTENCY_KEY: Final = re.compile(r"[!-~][ -~]{0,254}", re.ASCII)
+_WAIT: Final = re.compile(r'wait\s*=\s*"?(\d{1,6})"?(?:\s*;.*)?', re.ASCII | re.IGNORECASE)
 _CACHE_STATUS: Final[Mapping[str, str]] = {
     "HIT": "hit",
     "MISS": "fwd=miss; stored",
@@ -25,8 +26,8 @@ _CACHE_STATUS: Final[Mapping[str, str]] = {
 }
 
 
-def routes(with_parts: parts.Parts, keys: auth.Keys) -> list[Route]:
-    """`POST /v1/tasks` and `GET /v1/tasks/{id}`."""
+def routes(with_parts: parts.Parts, keys: auth.Keys, *, max_wait_s: int) -> list[Route]:
+    """`POST /v1/tasks` and `GET /v1/tasks/{id}`; `max_wait_s` bounds `Prefer: wait`."""
 
     async def post(request: Request) -> Response:
         caller = keys.caller(request.headers.get("authorization"), policy.Permission.SUBMIT)
@@ -38,14 +39,14 @@ def routes(with_parts: parts.Parts, keys: auth.Keys) -> list[Route]:
             raise _judged_by_type(error, request) from None
         if isinstance(result, policy.Deny):
             raise denied(result)
-        return await _answer(with_parts, result)
+        return await _answer(with_parts, result, _wait_s(request, max_wait_s))
 
     async def get(request: Request) -> Response:
         caller = keys.caller(request.headers.get("authorization"), policy.Permission.READ)
         seen = await read.get(with_parts, caller.team, request.path_params["task_id"])
         if seen is None:
             raise errors.CallerError("task_not_found", "There is no task with this id among your team's tasks.")
-        return render.json_response(seen.document, headers=_headers(seen))
+        return await _shown(with_parts, seen, _wait_s(request, max_wait_s))
 
     return [
         Route("/v1/tasks", post, methods=["POST"]),
@@ -61,13 +62,31 @@ def denied(deny: policy.Deny) -> errors.CallerError:
     )
 
 
-async def _answer(with_parts: parts.Parts, submitted: submit.Submitted) -> Response:
+async def _answer(with_parts: parts.Parts, submitted: submit.Submitted, wait_s: int | None) -> Response:
     row = submitted.row
     replayed = {"Idempotent-Replayed": "true"} if submitted.is_replay else {}
     if row.state is task.State.REFUSED and row.document is not None:
         return render.json_response(row.document, row.refusal_status or 400, headers=replayed)
-    seen = await read.show(with_parts, row)
-    return render.json_response(seen.document, headers=_headers(seen) | replayed)
+    return await _shown(with_parts, await read.show(with_parts, row), wait_s, replayed)
+
+
+async def _shown(
+    with_parts: parts.Parts, seen: read.Seen, wait_s: int | None, headers: Mapping[str, str] | None = None
+) -> Response:
+    applied = dict(headers or {})
+    if wait_s is not None:
+        applied["Preference-Applied"] = f"wait={wait_s}"
+        seen = await read.wait(with_parts, seen, wait_s=wait_s)
+    return render.json_response(seen.document, headers=_headers(seen) | applied)
+
+
+def _wait_s(request: Request, max_wait_s: int) -> int | None:
+    """The `wait` of a Prefer header (RFC 7240), at most ours; None if there is none."""
+    for preference in ",".join(request.headers.getlist("prefer")).split(","):
+        found = _WAIT.fullmatch(preference.strip())
+        if found is not None:
+            return min(int(found.group(1)), max_wait_s)
+    return None
 
 
 def _options(request: Request) -> submit.Options:

@@ -32,7 +32,7 @@ def digest_of(key: str) -> bytes:
 
 async def post(with_parts: parts.Parts, row: tasks.Task, key: str) -> None:
     """Send the task upstream once and record what came of it."""
-    outcome = await with_parts.upstream.submit(row.request, key=key, idempotency_key=row.upstream_idempotency_key)
+    outcome = await _send(with_parts, row, key)
     note_key(row.team, row.id, is_refused=isinstance(outcome, task.NotSent) and outcome.is_key_refused)
     if isinstance(outcome, (task.NotSent, task.InDoubt)):
         log.warning("task %s: submit attempt %d: %s", row.id, row.attempts, outcome.reason)
@@ -42,6 +42,14 @@ async def post(with_parts: parts.Parts, row: tasks.Task, key: str) -> None:
         return advance.answer(tx, row, outcome, now=now, luck=luck)
 
     advance.announce(with_parts, await persist(with_parts, record))
+
+
+async def _send(with_parts: parts.Parts, row: tasks.Task, key: str) -> task.SubmitOutcome:
+    try:
+        return await with_parts.upstream.submit(row.request, key=key, idempotency_key=row.upstream_idempotency_key)
+    except Exception:  # a bug of ours must not leave a hold that nobody looks after
+        log.exception("task %s: the POST failed in a way that nobody foresaw", row.id)
+        return task.InDoubt(reason="unforeseen")
 
 
 async def persist(with_parts: parts.Parts, fn: Callable[[Tx], T]) -> T:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+from typing import Final
 
 from gateway import metrics, wire
 from gateway.flow import parts
 from gateway.rules import money, task
 from gateway.store import tasks
 from gateway.store.database import Tx
+
+LOOK_AGAIN_S: Final = 2.0
+"""A waiting client's task is looked at this often even if nobody says that it changed."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +38,17 @@ async def get(with_parts: parts.Parts, team: str, task_id: str) -> Seen | None:
             with_parts.wake_poll()
         else:
             metrics.POLLS_AVOIDED.inc()
+    return seen
+
+
+async def wait(with_parts: parts.Parts, seen: Seen, *, wait_s: float) -> Seen:
+    """The task when it has ended, or as it is after `wait_s`; it counts as watched meanwhile."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + wait_s
+    while seen.row.state in task.OPEN and (left_s := until - loop.time()) > 0:
+        await with_parts.watch.wait(seen.row.id, timeout_s=min(left_s, LOOK_AGAIN_S))
+        again = await get(with_parts, seen.row.team, seen.row.id)
+        seen = seen if again is None else again
     return seen
 
 

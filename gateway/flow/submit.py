@@ -27,6 +27,7 @@ MOST_FOLLOWERS: Final = 10_000
 MOST_ROUNDS: Final = 8
 ANSWER_WITHIN_S: Final = 40.0
 """A client waits no longer for the first POST; the task goes on without it."""
+LOOK_AGAIN_S: Final = 1.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,12 +121,13 @@ def _check_same(row: tasks.Task, digest: bytes) -> None:
 
 
 async def _settled(with_parts: parts.Parts, row: tasks.Task, *, is_replay: bool) -> Submitted:
-    """The task after its first POST, if one is under way."""
-    under_way = with_parts.attempts.get(row.id)
-    if under_way is not None:
-        await asyncio.wait([under_way], timeout=ANSWER_WITHIN_S)
-        now_known = await with_parts.database.read(functools.partial(tasks.get, task_id=row.id))
-        row = row if now_known is None else now_known
+    """The task after the POST that is under way, whoever began it; or as it is when the client has waited enough."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + ANSWER_WITHIN_S
+    while row.state is task.State.RESERVED and (left_s := until - loop.time()) > 0:
+        await with_parts.watch.wait(row.id, timeout_s=min(left_s, LOOK_AGAIN_S))
+        known = await with_parts.database.read(functools.partial(tasks.get, task_id=row.id))
+        row = row if known is None else known
     return Submitted(row=row, is_replay=is_replay)
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 import enum
 import json
+import math
 import zoneinfo
 from collections.abc import Iterable
 from fractions import Fraction
@@ -197,7 +198,7 @@ def deny(
         f"it resets at {reset:%Y-%m-%dT%H:%M:%SZ}.{ask}",
         rule=rule,
         details=details | {"reset_at": allowance.resets_at},
-        headers={"Retry-After": str(max(1, min(60, int(allowance.resets_at - now)))), "x-should-retry": "false"},
+        headers={"Retry-After": str(max(1, min(60, math.ceil(allowance.resets_at - now)))), "x-should-retry": "false"},
     )
 
 

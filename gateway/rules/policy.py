@@ -299,11 +299,16 @@ def decide(policies: PolicySet, team: Team, request: requests.Request, *, fullne
     )
 
 
+def is_grounded(request: requests.Request) -> bool:
+    """Whether the request asks for a search, by its action or by a flag."""
+    return request.grounded or request.action == "search_grounded"
+
+
 def is_cacheable(team: Team, request: requests.Request) -> bool:
     """Whether the request is content-addressed: seeded (or all), and not grounded unless the team says so."""
     if team.cache.requests is Cacheable.OFF:
         return False
-    if (request.grounded or request.action == "search_grounded") and not team.cache.grounded:
+    if is_grounded(request) and not team.cache.grounded:
         return False
     return team.cache.requests is Cacheable.ALL or request.is_seeded()
 
@@ -344,8 +349,8 @@ def _deny_capability(request: requests.Request, model: Model | None) -> Deny | N
     for param, value, choices in listed:
         if choices is not None and value not in choices:
             return _incapable(model, param, f"{param} {value!r}; it takes {', '.join(choices)}")
-    if request.grounded and not model.grounded:
-        return _incapable(model, "google_search", "search grounding")
+    if is_grounded(request) and not model.grounded:
+        return _incapable(model, "google_search" if request.grounded else "action", "search grounding")
     if request.action in NEEDS_IMAGES and not request.image_urls:
         return _incapable(model, "image_urls", f"action {request.action!r} without image_urls")
     most = model.reference_images_max
@@ -381,7 +386,7 @@ def _deny_action(team: Team, request: requests.Request) -> Deny | None:
 def _decide_fallback(
     team: Team, request: requests.Request, model: Model | None, fullness: Fraction
 ) -> requests.Request | Deny:
-    if model is not None and model.tier is Tier.OFFICIAL:
+    if request.model.endswith("-official") or (model is not None and model.tier is Tier.OFFICIAL):
         return request
     action, rule = _fallback_rule(team, request, fullness)
     match action:

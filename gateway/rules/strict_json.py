@@ -115,8 +115,8 @@ def _integer(text: str) -> object:
 
 
 def _long_integer(text: str) -> object:
-    if len(text) > 400:
-        raise InvalidJson("an integer has more than 400 digits")
+    if len(text) > 400 or not _fits_a_double(text):
+        raise InvalidJson("an integer has more than 308 digits")
     return int(text) if len(text) <= 20 and -(2**63) <= int(text) < 2**63 else msgspec.Raw(text.encode())
 
 

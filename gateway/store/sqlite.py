@@ -258,6 +258,11 @@ def _translated(error: Exception) -> Exception:
     if isinstance(error, sqlite3.OperationalError):
         log.error("a write failed: %s", error)
         return _unavailable()
+    if isinstance(error, StopIteration):
+        # No future can hold one: setting it would raise, and the rest of the batch would wait for ever.
+        wrapped = RuntimeError("a write ended with StopIteration")
+        wrapped.__cause__ = error
+        return wrapped
     return error
 
 

@@ -1,0 +1,206 @@
+"""Submits whose first POST brought no answer, a no, or a lie (CONTRACT §2)."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.flow import recover
+from gateway.outbound import upstream
+from gateway.rules import task
+from tests import stage as stages
+
+HELD = ("team", "growth", "day")
+CAP = 'spend: [{cap: "1.00", per: day}]\n'
+
+
+async def test_a_lost_answer_is_in_doubt_and_repeated_under_the_same_key_until_the_vendor_says(tmp_path):
+    async with stages.staged(tmp_path, growth=CAP) as stage:
+        stage.vendor.set_script([{"on": "submit", "times": 2, "do": {"accept_and_drop": True}}])
+        row = await stage.admitted()
+        assert row.state is task.State.IN_DOUBT
+        assert (await stage.shown(row))["status"] == "queued"
+        await stage.run(1)
+        assert (await stage.row(row.id)).state is task.State.IN_DOUBT
+        await stage.finish()
+        assert (await stage.row(row.id)).state is task.State.COMPLETED
+        keys = {record.idempotency_key for record in stage.vendor.requests.submits}
+        assert (len(keys), stage.posts()) == (1, 3)
+        assert stage.vendor.bill()["tasks"] == 1
+        assert await stage.settled_nanos() == stage.vendor.bill()["nanos"] == 13_280_000
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"status": 500, "code": "internal"},
+        {"status": 502, "garbage": "html"},
+        {"status": 302, "location": "http://127.0.0.1:1/"},
+        {"status": 418},
+        {"garbage": True},
+        {"answer": {"code": "success"}},
+        {"drop": True},
+    ],
+)
+async def test_what_nobody_can_be_sure_of_keeps_the_hold(tmp_path, fault):
+    async with stages.staged(tmp_path, growth=CAP) as stage:
+        stage.vendor.set_script([{"on": "submit", "times": 1, "do": fault}])
+        row = await stage.admitted()
+        assert row.state is task.State.IN_DOUBT
+        assert (await stage.balances())[HELD] == (0, 13_282_000)
+        await stage.finish()
+        assert (await stage.row(row.id)).state is task.State.COMPLETED
+        assert await stage.settled_nanos() == stage.vendor.bill()["nanos"] == 13_280_000
+
+
+async def test_a_task_in_doubt_outlives_the_deadline_and_no_age_releases_it(tmp_path):
+    async with stages.staged(tmp_path, growth=CAP) as stage:
+        stage.vendor.set_script([{"on": "submit", "times": None, "do": {"status": 503}}])
+        row = await stage.admitted()
+        await stage.finish(rounds=30, seconds=60)
+        assert (await stage.row(row.id)).state is task.State.IN_DOUBT
+        assert (await stage.balances())[HELD] == (0, 13_282_000)
+
+
+async def test_in_doubt_after_23_hours_is_never_posted_again_and_frees_the_fingerprint(tmp_path):
+    async with stages.staged(tmp_path, growth=CAP) as stage:
+        stage.vendor.set_script([{"on": "submit", "times": None, "do": {"status": 503}}])
+        leader, follower = await stage.admitted(seed=7), await stage.admitted(seed=7)
+        await stage.run(23 * 3600)
+        posts = stage.posts()
+        await stage.finish()
+        assert stage.posts() == posts
+        kept = await stage.row(leader.id)
+        assert (kept.state, kept.inflight, kept.next_at) == (task.State.IN_DOUBT, None, None)
+        assert await stage.entries(leader.id) == [("reserve", 13_282_000)]
+        assert (await stage.shown(follower))["status"] == "failed"
+        stage.vendor.set_script([])
+        assert (await stage.admitted(seed=7)).x_cache == "MISS"
+
+
+async def test_a_connect_failure_waits_and_fails_at_the_deadline_with_nothing_spent(tmp_path):
+    async with stages.staged(tmp_path, growth=CAP) as stage:
+        await _cut_off(stage)
+        row = await stage.admitted(seed=7)
+        follower = await stage.admitted(seed=7)
+        assert row.state is task.State.WAITING
+        await stage.run(119)
+        assert (await stage.row(row.id)).state is task.State.WAITING
+        await stage.run(1)
+        for each in (row, follower):
+            shown = await stage.shown(each)
+            assert (shown["status"], shown["error"]["code"], shown["cost"]) == ("failed", "upstream_unavailable", 0)
+        assert await stage.entries(row.id) == [("reserve", 13_282_000), ("release", 13_282_000)]
+        assert (await stage.balances())[HELD] == (0, 0)
+
+
+async def test_a_task_that_waits_is_sent_when_the_vendor_is_back(tmp_path):
+    async with stages.staged(tmp_path, growth=CAP) as stage:
+        there = stage.parts.upstream
+        await _cut_off(stage)
+        row = await stage.admitted()
+        await _reconnect(stage, there)
+        await stage.finish()
+        assert (await stage.row(row.id)).state is task.State.COMPLETED
+        assert stage.vendor.bill()["tasks"] == 1
+
+
+async def test_a_429_waits_as_long_as_the_vendor_says(tmp_path):
+    async with stages.staged(tmp_path) as stage:
+        stage.vendor.set_script([{"on": "submit", "do": {"status": 429, "code": "rate_limit", "retry_after": 30}}])
+        row = await stage.admitted()
+        assert row.state is task.State.WAITING
+        await stage.run(30)
+        assert stage.posts() == 1
+        await stage.run(1)
+        assert (await stage.row(row.id)).state is task.State.SUBMITTED
+
+
+async def test_the_vendors_quota_window_past_the_deadline_fails_now_and_never_as_the_clients_429(tmp_path):
+    fault = {"status": 429, "code": "quota_window_exceeded", "reset_at": int(stages.NOON) + 3600}
+    async with stages.staged(tmp_path, growth=CAP) as stage:
+        stage.vendor.set_script([{"on": "submit", "do": fault}])
+        shown = await stage.shown(await stage.admitted())
+        assert (shown["status"], shown["error"]["code"]) == ("failed", "upstream_unavailable")
+        assert (await stage.balances())[HELD] == (0, 0)
+
+
+@pytest.mark.parametrize("status", [401, 402, 403])
+async def test_a_complaint_about_our_key_is_never_passed_on_and_goes_on_when_mended(tmp_path, status):
+    async with stages.staged(tmp_path) as stage:
+        stage.vendor.set_script([{"on": "submit", "times": 2, "do": {"status": status}}])
+        row = await stage.admitted()
+        assert (row.state, (await stage.shown(row))["status"]) == (task.State.WAITING, "queued")
+        await stage.finish()
+        assert (await stage.row(row.id)).state is task.State.COMPLETED
+
+
+async def test_a_429_while_in_doubt_stays_in_doubt(tmp_path):
+    async with stages.staged(tmp_path, growth=CAP) as stage:
+        stage.vendor.set_script(
+            [{"on": "submit", "do": {"accept_and_drop": True}}, {"on": "submit", "do": {"status": 429}}]
+        )
+        row = await stage.admitted()
+        await stage.run(1)
+        assert (await stage.row(row.id)).state is task.State.IN_DOUBT
+        await stage.run(200)
+        await stage.finish()
+        assert (await stage.row(row.id)).state is task.State.COMPLETED
+        assert stage.vendor.bill()["tasks"] == 1
+
+
+async def test_in_doubt_is_ended_by_a_refusal_under_its_own_key(tmp_path):
+    async with stages.staged(tmp_path, growth=CAP) as stage:
+        refusal = {"status": 400, "code": "bad", "message": "no"}
+        stage.vendor.set_script([{"on": "submit", "do": {"status": 503}}, {"on": "submit", "do": refusal}])
+        row = await stage.admitted()
+        await stage.run(1)
+        shown = await stage.shown(row)
+        assert (shown["status"], shown["error"]["code"]) == ("failed", "bad")
+        assert await stage.entries(row.id) == [("reserve", 13_282_000), ("release", 13_282_000)]
+
+
+async def test_in_doubt_is_repeated_only_with_the_upstream_key_it_was_sent_with(tmp_path):
+    async with stages.staged(tmp_path) as stage:
+        stage.vendor.set_script([{"on": "submit", "do": {"status": 503}}])
+        row = await stage.admitted()
+        stage.keys["env:KEY_GROWTH"] = "another-key"
+        await stage.finish()
+        assert (stage.posts(), (await stage.row(row.id)).state) == (1, task.State.IN_DOUBT)
+        stage.keys["env:KEY_GROWTH"] = "vendor-key-growth"
+        await stage.finish()
+        assert (await stage.row(row.id)).state is task.State.COMPLETED
+
+
+async def test_a_task_never_accepted_is_sent_with_the_teams_present_key(tmp_path):
+    async with stages.staged(tmp_path) as stage:
+        stage.vendor.set_script([{"on": "submit", "do": {"status": 401}}])
+        row = await stage.admitted()
+        stage.keys["env:KEY_GROWTH"] = "mended-key"
+        await stage.run(1)
+        assert (await stage.row(row.id)).state is task.State.SUBMITTED
+        digests = {record.authorization_sha256 for record in stage.vendor.requests.submits}
+        assert len(digests) == 2
+
+
+async def test_after_a_crash_a_post_that_was_under_way_is_in_doubt_and_repeated(tmp_path):
+    async with stages.staged(tmp_path, growth=CAP) as stage:
+        row = await stage.admitted()
+        # What a kill between the POST and the record of its answer leaves behind.
+        undo = "UPDATE tasks SET state = 'reserved', upstream_task_id = NULL, document = NULL WHERE id = :id"
+        await stage.parts.database.write(lambda tx: tx.run(undo, id=row.id))
+        assert await recover.recover(stage.parts) == 1
+        assert (await stage.row(row.id)).state is task.State.IN_DOUBT
+        await stage.finish()
+        assert (await stage.row(row.id)).state is task.State.COMPLETED
+        assert stage.vendor.bill()["tasks"] == 1
+        assert await stage.audit() == []
+
+
+async def _cut_off(stage: stages.Stage) -> None:
+    """From now on nobody listens where the upstream was."""
+    object.__setattr__(stage.parts, "upstream", upstream.Upstream("http://127.0.0.1:1"))
+
+
+async def _reconnect(stage: stages.Stage, there: upstream.Upstream) -> None:
+    await stage.parts.upstream.aclose()
+    object.__setattr__(stage.parts, "upstream", there)

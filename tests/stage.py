@@ -1,0 +1,236 @@
+"""A stage for flow tests: the real simulator on a real socket, a real database, a clock that only the test moves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import itertools
+import pathlib
+import socket
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import msgspec
+import uvicorn
+
+from gateway import policy_files, simulator
+from gateway.flow import adopt, audit, mirror, parts, poll, read, resubmit, submit, watch
+from gateway.outbound import download, upstream
+from gateway.rules import policy
+from gateway.store import blobs_disk, cache, sqlite, tasks
+from gateway.store.database import Row
+
+NOON = 1_795_348_800.0
+"""2026-11-22 12:00:00 UTC, a Sunday."""
+
+FLASH = "gemini-2.5-flash-image-preview"
+PRO = "gemini-3-pro-image-preview"
+
+MODELS = """
+models:
+  gemini-2.5-flash-image-preview-official:
+    prices: [{from: 2026-01-01, usd: "0.03315"}]
+    tier: official
+  gemini-2.5-flash-image-preview:
+    prices: [{from: 2026-01-01, usd: "0.01328125"}]
+    official: gemini-2.5-flash-image-preview-official
+    actions: [generate, image2image, edit, reference]
+    resolutions: [1K]
+  gemini-3-pro-image-preview-official:
+    prices: [{from: 2026-01-01, usd: "0.1139"}]
+    tier: official
+  gemini-3-pro-image-preview:
+    prices: [{from: 2026-01-01, usd: "0.0425"}]
+    official: gemini-3-pro-image-preview-official
+"""
+TEAM = """
+team: {name}
+upstream_key: env:KEY_{upper}
+keys: [{{name: ci, sha256: "{digest}"}}]
+official_fallback: {{default: allow}}
+"""
+
+CALLER = submit.Caller(team="growth", key="ci")
+OTHER = submit.Caller(team="research", key="ci")
+
+
+def values(row: Row) -> tuple[Any, ...]:
+    """A row's values, in the order of its columns."""
+    return tuple(row[name] for name in row.keys())
+
+
+class Clock:
+    """Unix seconds that stand still until a test moves them."""
+
+    def __init__(self, now: float = NOON) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def write_policies(directory: pathlib.Path, *, org: str = "", models: str = MODELS, **teams: str) -> policy.PolicySet:
+    """Policy files of teams `growth` and `research`, each with further lines, loaded as the gateway does."""
+    (directory / "teams").mkdir(parents=True, exist_ok=True)
+    (directory / "models.yaml").write_text(models)
+    (directory / "org.yaml").write_text(org or "timezone: UTC\n")
+    for number, name in enumerate(("growth", "research"), start=1):
+        text = TEAM.format(name=name, upper=name.upper(), digest=str(number) * 64)
+        lines = teams.get(name, "")
+        if "official_fallback" in lines:
+            text = text.replace("official_fallback: {default: allow}\n", "")
+        (directory / "teams" / f"{name}.yaml").write_text(text + lines)
+    return policy_files.load(directory)
+
+
+class Stage:
+    """Everything a flow works with, and the vendor that it works against."""
+
+    def __init__(
+        self, with_parts: parts.Parts, vendor: simulator.Simulator, clock: Clock, keys: dict[str, str]
+    ) -> None:
+        self.parts = with_parts
+        self.vendor = vendor
+        self.clock = clock
+        self.keys = keys
+
+    async def submit(
+        self, caller: submit.Caller = CALLER, *, key: str | None = None, **fields: Any
+    ) -> submit.Submitted | policy.Deny:
+        body = {"model": FLASH, "prompt": "a fox"} | fields
+        options = submit.Options(request_id="req-1", idempotency_key=key)
+        return await submit.submit(self.parts, caller, msgspec.json.encode(body), options)
+
+    async def admitted(self, caller: submit.Caller = CALLER, *, key: str | None = None, **fields: Any) -> tasks.Task:
+        result = await self.submit(caller, key=key, **fields)
+        assert isinstance(result, submit.Submitted), result
+        return result.row
+
+    async def denied(self, caller: submit.Caller = CALLER, **fields: Any) -> policy.Deny:
+        result = await self.submit(caller, **fields)
+        assert isinstance(result, policy.Deny), result
+        return result
+
+    async def run(self, seconds: float = 0.0) -> None:
+        """Move the clock and take every background step that is due then, once."""
+        self.clock.advance(seconds)
+        for flow in (resubmit, poll, mirror):
+            due = await flow.due(self.parts, 100)
+            await asyncio.gather(*(flow.step(self.parts, task_id) for task_id in due))
+
+    async def finish(self, rounds: int = 12, seconds: float = 5.0) -> None:
+        """Let everything that can end do so."""
+        for _ in range(rounds):
+            await self.run(seconds)
+
+    async def row(self, task_id: str) -> tasks.Task:
+        row = await self.parts.database.read(lambda tx: tasks.get(tx, task_id))
+        assert row is not None
+        return row
+
+    async def shown(self, row: tasks.Task) -> dict[str, Any]:
+        seen = await read.get(self.parts, row.team, row.id)
+        assert seen is not None
+        shown: dict[str, Any] = msgspec.json.decode(seen.document)
+        return shown
+
+    async def balances(self) -> dict[tuple[str, str, str], tuple[int, int]]:
+        """(scope, name, window) -> (settled, reserved), of unfiltered balances of the present windows."""
+        rows = await self.parts.database.read(
+            lambda tx: tx.all("SELECT * FROM balances WHERE model_filter = '' ORDER BY starts_at")
+        )
+        return {
+            (row["scope"], row["name"], row["period"]): (row["settled_nanos"], row["reserved_nanos"]) for row in rows
+        }
+
+    async def entries(self, task_id: str) -> list[tuple[str, int]]:
+        rows = await self.parts.database.read(
+            lambda tx: tx.all("SELECT kind, nanos FROM entries WHERE task_id = :id ORDER BY id", id=task_id)
+        )
+        return [(row["kind"], row["nanos"]) for row in rows]
+
+    async def settled_nanos(self) -> int:
+        rows = await self.parts.database.read(lambda tx: tx.all("SELECT nanos FROM entries WHERE kind = 'settle'"))
+        return sum(row["nanos"] for row in rows)
+
+    async def adopt(self, policies: policy.PolicySet) -> int:
+        return await adopt.adopt(self.parts.database, self.parts.in_force, policies, now=self.clock())
+
+    async def audit(self) -> list[str]:
+        return await self.parts.database.scan(lambda tx: audit.audit(tx, self.parts.blobs))
+
+    def posts(self) -> int:
+        return self.vendor.requests.counts["submit"]
+
+
+@contextlib.asynccontextmanager
+async def served(vendor_options: Mapping[str, Any], clock: Clock) -> AsyncIterator[tuple[simulator.Simulator, str]]:
+    """The simulator on a free port of this event loop."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        vendor = simulator.Simulator(base_url=url, clock=clock, **vendor_options)
+        config = uvicorn.Config(vendor.app, log_config=None, access_log=False, lifespan="off", loop="none", ws="none")
+        server = uvicorn.Server(config)
+        server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started:  # noqa: ASYNC110 - uvicorn offers no event
+            await asyncio.sleep(0.005)
+        try:
+            yield vendor, url
+        finally:
+            server.should_exit = True
+            server.force_exit = True
+            await serving
+
+
+@contextlib.asynccontextmanager
+async def staged(
+    directory: pathlib.Path,
+    *,
+    org: str = "",
+    models: str = MODELS,
+    vendor: Mapping[str, Any] | None = None,
+    **teams: str,
+) -> AsyncIterator[Stage]:
+    """A stage with these policy lines; `vendor`: options of the simulator."""
+    clock = Clock()
+    policies = write_policies(directory / "policies", org=org, models=models, **teams)
+    keys = {"env:KEY_GROWTH": "vendor-key-growth", "env:KEY_RESEARCH": "vendor-key-research"}
+    async with served(vendor or {}, clock) as (simulated, url):
+        (directory / "data").mkdir(exist_ok=True)
+        database = sqlite.SqliteDatabase(directory / "data" / "wave.db")
+        numbers = itertools.count(1)
+        networks = (ipaddress.ip_network("127.0.0.0/8"),)
+        with_parts = parts.Parts(
+            database=database,
+            upstream=upstream.Upstream(url),
+            downloader=download.Downloader(allowed=networks),
+            blobs=blobs_disk.DiskBlobs(directory / "data" / "media"),
+            cache=cache.ResultCache(directory / "data" / "cache"),
+            in_force=parts.InForce(policies),
+            upstream_key=keys.get,
+            watch=watch.Watch(),
+            clock=clock,
+            luck=lambda: 0.5,
+            new_task_id=lambda: f"task-wg{next(numbers):026d}",
+            public_url="http://gateway.test",
+            media_public_url="http://gateway.test",
+            allow_private=networks,
+        )
+        stage = Stage(with_parts, simulated, clock, keys)
+        await stage.adopt(policies)
+        try:
+            yield stage
+        finally:
+            pending = list(with_parts.attempts.values())
+            for each in pending:
+                each.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+            await with_parts.upstream.aclose()
+            await with_parts.downloader.aclose()
+            with_parts.cache.close()
+            database.close()
