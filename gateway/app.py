@@ -229,9 +229,11 @@ async def _refresh(source: policy_files.PolicySource, with_parts: parts.Parts) -
         for problem in changed.problems:
             log.error("policy: %s", problem)
         log.error("the policy files are broken; what was in force stays in force")
-    if isinstance(changed, policy_files.Changed):
-        await adopt.adopt(with_parts.database, with_parts.in_force, changed.policies, now=time.time())
-        log.info("new policies are in force: %d teams", len(changed.policies.teams))
+    if isinstance(changed, policy_files.Changed) and changed.not_kept is not None:
+        log.error("the new policies could not be kept as the last good set: %s", changed.not_kept)
+    if source.policies is not with_parts.in_force.policies:
+        await adopt.adopt(with_parts.database, with_parts.in_force, source.policies, now=time.time())
+        log.info("new policies are in force: %d teams", len(source.policies.teams))
     _note_policies(source)
 
 
