@@ -265,8 +265,12 @@ def policy_check(directory: pathlib.Path) -> None:
     """
     policies = _load(directory)
     caps = len(policies.organisation.caps) + sum(len(team.caps) for team in policies.teams.values())
-    counts = f"{len(policies.models)} models, {len(policies.teams)} teams, {caps} caps"
-    click.echo(f"{directory}: good. {counts}.")
+    counts = (_count(len(policies.models), "model"), _count(len(policies.teams), "team"), _count(caps, "cap"))
+    click.echo(f"{directory}: good. {', '.join(counts)}.")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _load(directory: pathlib.Path) -> policy.PolicySet:
@@ -275,7 +279,7 @@ def _load(directory: pathlib.Path) -> policy.PolicySet:
     except policy_files.PolicyErrors as error:
         for problem in error.problems:
             click.echo(str(problem), err=True)
-        click.echo(f"{len(error.problems)} problem{'s' if len(error.problems) > 1 else ''}.", err=True)
+        click.echo(f"{_count(len(error.problems), 'problem')}.", err=True)
         sys.exit(1)
 
 
@@ -476,7 +480,7 @@ def audit(**options: object) -> None:
         click.echo(difference)
     seconds = time.monotonic() - started
     if differences:
-        click.echo(f"{len(differences)} differences, in {seconds:.1f} s.")
+        click.echo(f"{_count(len(differences), 'difference')}, in {seconds:.1f} s.")
         sys.exit(1)
     click.echo(f"The books agree to the nano, in {seconds:.1f} s.")
 
