@@ -216,7 +216,7 @@ def init(directory: pathlib.Path) -> None:
 Next:
   1. wave-gateway keys new --team example --name ci
      and put the line it prints into {directory}/teams/example.yaml
-  2. export WAVE_KEY_EXAMPLE=<your upstream key>
+  2. export WAVE_KEY=<your upstream key>
   3. wave-gateway policy check {directory}
   4. wave-gateway serve --policies {directory}"""
     )

@@ -370,7 +370,7 @@ TABLE: Final = (
         kind="DIR",
         parse=_path,
         default="./data",
-        help="Database, result cache, media, control socket: the only place written to.",
+        help="Database, result cache and media: the only place written to.",
     ),
     Setting(
         name="database",

@@ -274,12 +274,15 @@ def render_task(view: View) -> bytes:
     if view.document is None:
         return strict_json.join_fields(_ours(view))
     fields = strict_json.fields_of(view.document)
+    core = _core(view)
     inner = fields.get("data", b"")
     if inner.startswith(b"{") and "status" not in fields:
-        fields["data"] = strict_json.join_fields(_shown(view, strict_json.fields_of(inner)))
+        shown = _shown(view, strict_json.fields_of(inner))
+        said = ("created_at", "progress") if view.state in task.ENDED else ("created_at", "progress", "status")
+        core |= {name: shown[name] for name in said if name in shown}
+        fields["data"] = strict_json.join_fields(shown)
     else:
         fields = _shown(view, fields)
-    core = _core(view)
     missing = {name: raw for name, raw in core.items() if name not in fields}
     whole = strict_json.join_fields(fields | missing)
     return strict_json.replace_strings(whole, lambda text: _ours_for(view, text))
@@ -394,4 +397,6 @@ def _ours_for(view: View, text: str) -> str:
         return text
     if text == theirs:
         return view.task_id
+    if text.startswith(("https://", "http://")) and f"/v1/tasks/{theirs}" in text:
+        return _own_url(view, text)
     return text.replace(theirs, view.task_id) if len(theirs) >= _SHORTEST_ID_IN_TEXT else text

@@ -51,8 +51,9 @@ keys: [{{name: ci, sha256: "{digest}"}}]
 official_fallback: {{default: allow}}
 """
 
-CALLER = submit.Caller(team="growth", key="ci")
-OTHER = submit.Caller(team="research", key="ci")
+Caller = submit.Caller
+CALLER = Caller(team="growth", key="ci")
+OTHER = Caller(team="research", key="ci")
 
 
 def values(row: Row) -> tuple[Any, ...]:
@@ -99,18 +100,18 @@ class Stage:
         self.keys = keys
 
     async def submit(
-        self, caller: submit.Caller = CALLER, *, key: str | None = None, **fields: Any
+        self, caller: Caller = CALLER, *, key: str | None = None, **fields: Any
     ) -> submit.Submitted | policy.Deny:
         body = {"model": FLASH, "prompt": "a fox"} | fields
         options = submit.Options(request_id="req-1", idempotency_key=key)
         return await submit.submit(self.parts, caller, msgspec.json.encode(body), options)
 
-    async def admitted(self, caller: submit.Caller = CALLER, *, key: str | None = None, **fields: Any) -> tasks.Task:
+    async def admitted(self, caller: Caller = CALLER, *, key: str | None = None, **fields: Any) -> tasks.Task:
         result = await self.submit(caller, key=key, **fields)
         assert isinstance(result, submit.Submitted), result
         return result.row
 
-    async def denied(self, caller: submit.Caller = CALLER, **fields: Any) -> policy.Deny:
+    async def denied(self, caller: Caller = CALLER, **fields: Any) -> policy.Deny:
         result = await self.submit(caller, **fields)
         assert isinstance(result, policy.Deny), result
         return result

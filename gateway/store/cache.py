@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import logging
 import os
 import pathlib
+import shutil
 import sqlite3
 from typing import Final
 
@@ -19,6 +21,8 @@ import msgspec
 
 MOST_IN_MEMORY: Final = 10_000
 MOST_BYTES: Final = 512 * 1024 * 1024
+
+log = logging.getLogger(__name__)
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,12 +65,15 @@ class ResultCache:
     """Fingerprint -> Result, in memory and on disk."""
 
     def __init__(self, directory: pathlib.Path) -> None:
-        """Open or create the cache in a directory of mode 0700."""
-        directory.mkdir(parents=True, exist_ok=True)
-        os.chmod(directory, 0o700)
-        self._disk = diskcache.Cache(
-            str(directory), disk=BytesDisk, eviction_policy="least-recently-stored", size_limit=MOST_BYTES
-        )
+        """Open or create the cache in a directory of mode 0700; a damaged one is made anew."""
+        try:
+            self._disk = _open(directory)
+        except sqlite3.OperationalError:
+            raise  # no damage: the disk or somebody else's lock, which an empty cache would meet too
+        except sqlite3.DatabaseError as error:
+            log.warning("the cache in %s is damaged and made anew: %s", directory, error)
+            shutil.rmtree(directory)
+            self._disk = _open(directory)
         self._memory: collections.OrderedDict[str, Result] = collections.OrderedDict()
 
     def get(self, fingerprint: str) -> Result | None:
@@ -109,6 +116,14 @@ class ResultCache:
         self._memory.move_to_end(fingerprint)
         while len(self._memory) > MOST_IN_MEMORY:
             self._memory.popitem(last=False)
+
+
+def _open(directory: pathlib.Path) -> diskcache.Cache:
+    directory.mkdir(parents=True, exist_ok=True)
+    os.chmod(directory, 0o700)
+    return diskcache.Cache(
+        str(directory), disk=BytesDisk, eviction_policy="least-recently-stored", size_limit=MOST_BYTES
+    )
 
 
 _ENCODER: Final = msgspec.json.Encoder()
