@@ -20,8 +20,8 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import Any, Final
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from typing import Final
 
 import msgspec
 import uvicorn
@@ -44,7 +44,12 @@ DATABASE_NAME: Final = "wave.db"
 TEMPORARY_KEPT_S: Final = 3600
 POLICY_INTERVAL_S: Final = 2.0
 BACKLOG: Final = 2048
+PHASE_OF_DRAIN: Final = 0.4
+"""A stop first finishes requests, then background steps, each within this part of --drain; the rest is for closing."""
 _BASE32: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+Due = Callable[[parts.Parts, int], Awaitable[Collection[str]]]
+Step = Callable[[parts.Parts, str], Awaitable[None]]
 
 log = logging.getLogger("wave-gateway")
 
@@ -58,10 +63,15 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> None:
 
 async def _serve(settings: Settings, environ: Mapping[str, str]) -> None:
     with data_lock(settings.data), _listen(settings) as listener:
-        async with running(settings, environ) as app:
+        async with running(settings, environ) as (app, with_parts):
             server = _Server(_uvicorn_config(app, settings))
+
+            def stop() -> None:
+                with_parts.watch.close()
+                server.stop()
+
             for number in (signal.SIGTERM, signal.SIGINT):
-                asyncio.get_running_loop().add_signal_handler(number, server.stop)
+                asyncio.get_running_loop().add_signal_handler(number, stop)
             gc.collect()
             gc.freeze()
             gc.set_threshold(50_000, 20, 50)
@@ -71,8 +81,11 @@ async def _serve(settings: Settings, environ: Mapping[str, str]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[ASGIApp]:
-    """The gateway with its loops at work, as an ASGI app; on leaving, what is in flight is finished or recorded."""
+async def running(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[tuple[ASGIApp, parts.Parts]]:
+    """The gateway with its loops at work: its ASGI app and its parts.
+
+    On leaving, what is in flight is finished or recorded.
+    """
     source = policy_files.PolicySource(settings.policies, settings.data, environ, now=time.time)
     _start_policies(source)
     blobs = blobs_disk.DiskBlobs(settings.media)
@@ -96,7 +109,7 @@ async def running(settings: Settings, environ: Mapping[str, str]) -> AsyncIterat
         )
     )
     try:
-        yield _guarded(_app(settings, with_parts), settings)
+        yield _guarded(_app(settings, with_parts), settings), with_parts
     finally:
         await _stop(settings, with_parts, background)
         kept.close()
@@ -136,16 +149,21 @@ def _parts(
 def _loops(with_parts: parts.Parts) -> list[workers.Loop]:
     """The background steps: name, pause in seconds, how many at once."""
 
-    def loop(name: str, interval_s: float, slots: int, flow: Any) -> workers.Loop:
+    def loop(name: str, interval_s: float, slots: int, due: Due, step: Step) -> workers.Loop:
         return workers.Loop(
             name=name,
             interval_s=interval_s,
             slots=slots,
-            due=functools.partial(flow.due, with_parts),
-            step=functools.partial(flow.step, with_parts),
+            due=functools.partial(due, with_parts),
+            step=functools.partial(step, with_parts),
         )
 
-    return [loop("poll", 0.2, 64, poll), loop("mirror", 0.2, 16, mirror), loop("resubmit", 0.2, 32, resubmit)]
+    return [
+        loop("poll", 0.2, 64, poll.due, poll.step),
+        loop("mirror", 0.2, 64, mirror.due, mirror.step),
+        loop("mirror late", 2.0, 8, mirror.due_late, mirror.step),
+        loop("resubmit", 0.2, 32, resubmit.due, resubmit.step),
+    ]
 
 
 def _routes(settings: Settings, with_parts: parts.Parts) -> list[BaseRoute]:
@@ -253,7 +271,7 @@ async def _stop(settings: Settings, with_parts: parts.Parts, background: list[as
     for each in background:
         each.cancel()
     under_way = [*background, *with_parts.attempts.values()]
-    _, late = await asyncio.wait(under_way, timeout=settings.drain_s / 2)
+    _, late = await asyncio.wait(under_way, timeout=settings.drain_s * PHASE_OF_DRAIN)
     for each in late:
         each.cancel()
     if late:
@@ -294,10 +312,10 @@ def database_file(settings: Settings) -> pathlib.Path:
 
 def _check_data(settings: Settings, ledger_file: pathlib.Path) -> None:
     has_media = settings.media.is_dir() and any(each.is_dir() for each in settings.media.glob("[0-9a-f][0-9a-f]"))
-    if has_media and not ledger_file.exists():
+    if has_media and (not ledger_file.exists() or ledger_file.stat().st_size == 0):
         raise errors.StartError(
-            f"{ledger_file} is missing beside kept media in {settings.media}. An empty ledger would forget what every "
-            "team has spent: restore the database, or move the media away to begin anew."
+            f"{ledger_file} is missing or empty beside kept media in {settings.media}. An empty ledger would forget "
+            "what every team has spent: restore the database, or move the media away to begin anew."
         )
 
 
@@ -333,7 +351,7 @@ def _uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         server_header=False,
         date_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=max(1, int(settings.drain_s / 2)),
+        timeout_graceful_shutdown=max(1, int(settings.drain_s * PHASE_OF_DRAIN)),
     )
 
 

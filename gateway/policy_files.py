@@ -255,4 +255,4 @@ def _read_secret(path: Path) -> str | None:
 def _clean(text: str) -> str | None:
     """A secret as a header can carry it, else None."""
     value = text.strip()
-    return value if value and value.isprintable() and max(value) <= "\xff" else None
+    return value if value and value.isprintable() and value.isascii() else None

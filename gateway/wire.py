@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -37,6 +38,12 @@ STATUSES: Final[Mapping[str, task.Event | None]] = {
 """Every status word seen; any other counts as under way. `timeout` is an end only with a cost."""
 
 CALLBACK_EVENTS: Final = frozenset({"queued", "running", "processing", "completed", "succeeded", "failed", "cancelled"})
+
+MOST_QUOTA: Final = 500_000 * 1_000_000
+"""The largest `cost` that is believed: a million US dollars for one task."""
+
+MOST_MEDIA: Final = 256
+"""How many result files of one task are looked at."""
 
 _MEDIA_LISTS: Final = ("images", "videos", "audios")
 _EARLY_MEDIA: Final = ("video_url", "thumbnail_url")
@@ -200,19 +207,26 @@ def _whole(value: object) -> int | None:
     return value
 
 
+def _quota(value: object) -> int | None:
+    """An amount in quota; what no task can cost is no amount, because sums of it would pass 64 bits."""
+    quota = _whole(value)
+    return quota if quota is not None and quota <= MOST_QUOTA else None
+
+
 def _outcome(document: Mapping[str, object]) -> task.Outcome:
     fields = _task_of(document)
     status = str(fields.get("status", "")).lower()
-    cost = _whole(fields.get("cost"))
+    cost = _quota(fields.get("cost"))
     event = STATUSES.get(status)
     if status == "timeout" and cost is None:
         event = None
-    media = tuple(_media(fields.get("result")))
+    media = tuple(itertools.islice(_media(fields.get("result")), MOST_MEDIA))
     return task.Outcome(
         event=event,
         status=status,
         cost_quota=cost,
-        pre_consumed_quota=_whole(fields.get("pre_consumed_cost")),
+        pre_consumed_quota=_quota(fields.get("pre_consumed_cost")),
+        is_cost_readable=cost is not None or fields.get("cost") is None,
         media=media if event is task.Event.DELIVERED else (),
         images=sum(1 for each in media if each.is_billed) if event is task.Event.DELIVERED else 0,
     )
@@ -303,7 +317,7 @@ def _core(view: View) -> dict[str, bytes]:
 def _ours(view: View) -> dict[str, bytes]:
     """The object before the vendor has answered, or where it never did."""
     fields = _core(view) | {"pre_consumed_cost": strict_json.dumps(0 if view.is_free else view.quote_quota)}
-    if view.failure is not None:
+    if view.failure is not None and view.state in task.ENDED:
         fields |= {"cost": b"0", "error": view.failure}
     return fields
 
@@ -351,7 +365,10 @@ def _own_urls(view: View, raw: bytes) -> bytes:
 def _own_url(view: View, text: str) -> str:
     if not text.startswith(("https://", "http://")):
         return text
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return f"{view.public_url}/v1/tasks/{view.task_id}"
     path = parts.path + (f"?{parts.query}" if parts.query else "")
     if view.upstream_task_id is not None:
         path = path.replace(view.upstream_task_id, view.task_id)

@@ -119,9 +119,14 @@ class Stage:
     async def run(self, seconds: float = 0.0) -> None:
         """Move the clock and take every background step that is due then, once."""
         self.clock.advance(seconds)
-        for flow in (resubmit, poll, mirror):
-            due = await flow.due(self.parts, 100)
-            await asyncio.gather(*(flow.step(self.parts, task_id) for task_id in due))
+        steps = (
+            (resubmit.due, resubmit.step),
+            (poll.due, poll.step),
+            (mirror.due, mirror.step),
+            (mirror.due_late, mirror.step),
+        )
+        for due, step in steps:
+            await asyncio.gather(*(step(self.parts, task_id) for task_id in await due(self.parts, 100)))
 
     async def finish(self, rounds: int = 12, seconds: float = 5.0) -> None:
         """Let everything that can end do so."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import json
 import os
 import signal
@@ -175,7 +176,40 @@ def test_a_missing_database_beside_kept_media_refuses_to_start(tmp_path):
             each.unlink()
         done = process.run_cli(*gateway.arguments, environ=process.ENVIRON)
         assert done.returncode == 1
-        assert "is missing beside kept media" in done.stderr
+        assert "is missing or empty beside kept media" in done.stderr
+
+
+def test_an_empty_database_beside_kept_media_refuses_to_start(tmp_path):
+    with process.pair(tmp_path) as (gateway, _):
+        gateway.complete(gateway.submit()[2]["task_id"])
+        gateway.end()
+        (gateway.data / "wave.db").write_bytes(b"")
+        done = process.run_cli(*gateway.arguments, environ=process.ENVIRON)
+        assert done.returncode == 1 and "is missing or empty" in done.stderr
+
+
+def test_a_stop_with_a_post_that_hangs_ends_in_time_and_the_client_keeps_its_task(tmp_path):
+    with process.pair(tmp_path, "--drain", "5s") as (gateway, vendor):
+        vendor.script([{"on": "submit", "do": {"accept_and_hang_s": 60}}])
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            client = pool.submit(gateway.submit)
+            assert _until(lambda: vendor.requests()["counts"].get("submit", 0) == 1)
+            started = time.monotonic()
+            assert gateway.end(signal.SIGTERM) == 0
+            assert time.monotonic() - started < 5
+            status, _, document = client.result()
+        assert (status, document["status"]) == (200, "queued")
+        gateway.start()
+        assert gateway.complete(document["task_id"])["status"] == "completed"
+        assert vendor.bill()["tasks"] == 1
+
+
+def test_while_the_vendors_own_quota_is_used_up_a_submit_is_503_and_never_429(running):
+    gateway, vendor = running
+    quota = {"status": 429, "code": "quota_window_exceeded", "reset_at": int(time.time()) + 3600}
+    vendor.script([{"on": "submit", "do": quota}])
+    status, headers, document = gateway.submit(prompt="too much")
+    assert (status, document["error"]["code"], headers["Retry-After"]) == (503, "upstream_unavailable", "30")
 
 
 def test_policy_changes_come_into_force_and_broken_files_leave_the_last_good_set(tmp_path):

@@ -67,6 +67,12 @@ async def _answer(with_parts: parts.Parts, submitted: submit.Submitted, wait_s: 
     replayed = {"Idempotent-Replayed": "true"} if submitted.is_replay else {}
     if row.state is task.State.REFUSED and row.document is not None:
         return render.json_response(row.document, row.refusal_status or 400, headers=replayed)
+    if row.state is task.State.FAILED and row.upstream_task_id is None and row.attempts == 1:
+        raise errors.UpstreamError(
+            "upstream_unavailable",
+            "The upstream cannot take the task now and nothing was spent; send it again later.",
+            headers=replayed | {"Retry-After": "30"},
+        )
     return await _shown(with_parts, await read.show(with_parts, row), wait_s, replayed)
 
 

@@ -1,7 +1,8 @@
 """A new policy set comes into force: first its balances, then its rules.
 
 A cap that appears, or whose filter or timezone changes, in mid-window counts from the window's start: its balance is
-made of the entries and open holds, in the very transaction after which the set decides.
+made of the entries and open holds. A balance that no cap looks at any more is dropped, because submits no longer
+reserve in it; should the cap come back, it is made anew.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from gateway.store.database import Database, Tx
 async def adopt(database: Database, in_force: parts.InForce, policies: policy.PolicySet, *, now: float) -> int:
     """Make the missing balances of a policy set and put it in force; returns how many balances were made.
 
-    The set is replaced inside the transaction, on the writer: a submit that was decided under the old set and
-    commits later notices it (`Stale`) and is decided again.
+    Nothing is admitted between the transaction and the change of sets: a submit that reaches the writer meanwhile is
+    decided again under the new set, or under the old one if the transaction failed.
     """
 
     def make(tx: Tx) -> int:
-        made = sum(ledger.make_balance(tx, each) for each in budget.all_allowances(policies, now=now))
-        in_force.policies = policies
-        return made
+        wanted = budget.all_allowances(policies, now=now)
+        ledger.drop_balances(tx, keep={each.balance for each in wanted}, now=now)
+        return sum(ledger.make_balance(tx, each) for each in wanted)
 
-    return await database.write(make)
+    with in_force.changing():
+        made = await database.write(make)
+        in_force.policies = policies
+    return made

@@ -8,7 +8,8 @@ must happen after the commit (who is told, what is counted) is `announce`.
 from __future__ import annotations
 
 import dataclasses
-from typing import assert_never
+import logging
+from typing import Final, assert_never
 
 from gateway import metrics
 from gateway.flow import parts
@@ -16,6 +17,11 @@ from gateway.rules import pricing, retry, strict_json, task
 from gateway.rules.money import Nanos
 from gateway.store import ledger, tasks
 from gateway.store.database import Tx
+
+LOST_AFTER_S: Final = 90.0
+"""A repeated POST whose outcome nobody recorded by then is due again: the process ended meanwhile."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +45,7 @@ def attempt(tx: Tx, row: tasks.Task, *, key_ref: str, key_digest: bytes, now: fl
         first_attempt_at=row.first_attempt_at or now,
         upstream_key_ref=key_ref,
         upstream_key_digest=key_digest,
-        next_at=None,
+        next_at=now + LOST_AFTER_S,
     )
 
 
@@ -47,19 +53,10 @@ def answer(tx: Tx, row: tasks.Task, outcome: task.SubmitOutcome, *, now: float, 
     """What came of a POST."""
     match outcome:
         case task.Accepted():
-            return _move(
-                tx,
-                row,
-                task.Event.ACCEPTED,
-                upstream_task_id=outcome.upstream_task_id,
-                document=outcome.document,
-                submitted_at=now,
-                troubles=0,
-                next_at=now if outcome.outcome.event else now + retry.poll_delay(0, luck=luck),
-            )
+            return _accept(tx, row, outcome, now=now, luck=luck)
         case task.Refused():
             failure = _error_of(outcome.document)
-            said = {"failure": failure, "document": outcome.document, "refusal_status": outcome.status}
+            said = {"failure": failure, "document": outcome.document, "refusal_status": outcome.status, "cost_nanos": 0}
             ended = _end(tx, row, task.Event.REFUSED, now=now, **said)
             if ended is not None:
                 ledger.release(tx, hold_of(row), now=now, why=f"refused {outcome.status}")
@@ -67,21 +64,24 @@ def answer(tx: Tx, row: tasks.Task, outcome: task.SubmitOutcome, *, now: float, 
         case task.NotSent():
             return _put_off(tx, row, outcome, now=now, luck=luck)
         case task.InDoubt():
-            at = now + retry.resubmit_delay(row.attempts, luck=luck)
-            return _move(tx, row, task.Event.LOST, next_at=at) or _stay(tx, row, at)
+            return _doubt(tx, row, now=now, luck=luck)
         case _:
             assert_never(outcome)
 
 
-def expire(tx: Tx, row: tasks.Task, *, now: float, why: str) -> Change | None:
-    """The deadline passed and the task was provably never accepted."""
+def expire(tx: Tx, row: tasks.Task, *, now: float, why: str, is_answer: bool = False) -> Change | None:
+    """The task was provably never accepted, and its time is over.
+
+    `is_answer`: the client hears of it as the answer to its submit, so the same idempotency key may try again.
+    """
     failure = strict_json.dumps(
         {
             "message": "The upstream could not take the task in time and nothing was spent; send it again later.",
             "code": "upstream_unavailable",
         }
     )
-    ended = _end(tx, row, task.Event.EXPIRED, now=now, failure=failure)
+    freed: dict[str, object] = {"idempotency_key": None} if is_answer else {}
+    ended = _end(tx, row, task.Event.EXPIRED, now=now, failure=failure, cost_nanos=0, **freed)
     if ended is not None:
         ledger.release(tx, hold_of(row), now=now, why=why)
     return ended
@@ -89,7 +89,13 @@ def expire(tx: Tx, row: tasks.Task, *, now: float, why: str) -> Change | None:
 
 def abandon(tx: Tx, row: tasks.Task, *, now: float) -> Change | None:
     """In doubt for too long: only an operator ends the hold. Nobody follows the task any more."""
-    kept = tasks.move(tx, row, row.state, next_at=None, inflight=None)
+    failure = strict_json.dumps(
+        {
+            "message": "The upstream never said whether it took the task that this one waited for; send it again.",
+            "code": "upstream_unavailable",
+        }
+    )
+    kept = tasks.move(tx, row, row.state, next_at=None, inflight=None, failure=failure)
     if kept is None:
         return None
     return Change(row=kept, followers=tuple(tasks.end_followers(tx, row.id, task.State.FAILED, ended_at=now)))
@@ -137,14 +143,22 @@ def announce(with_parts: parts.Parts, change: Change | None) -> None:
         return
     row = change.row
     with_parts.watch.changed(row.id)
+    if row.state is task.State.DELIVERED and (row.cost_nanos or 0) > row.quote_nanos:
+        log.error("task %s: the vendor billed more than the quote; recorded as overage", row.id)
+    model = row.model if row.model in with_parts.in_force.policies.models else metrics.OTHER
+    for task_id, team in change.followers:
+        with_parts.watch.changed(task_id)
+        metrics.TASKS.labels(team, model, row.action, follower_end(row.state).value).inc()
     if row.state not in task.ENDED:
         return
-    model = row.model if row.model in with_parts.in_force.policies.models else metrics.OTHER
-    for task_id, team in ((row.id, row.team), *change.followers):
-        with_parts.watch.changed(task_id)
-        metrics.TASKS.labels(team, model, row.action, row.state.value).inc()
-    if row.state is task.State.COMPLETED:
+    metrics.TASKS.labels(row.team, model, row.action, row.state.value).inc()
+    if row.state is task.State.COMPLETED and row.leader_id is None:
         metrics.TASK_DURATION.labels(model, row.tier).observe(max(0.0, (row.ended_at or 0) - row.created_at))
+
+
+def follower_end(state: task.State) -> task.State:
+    """The end of those who follow a task in this state."""
+    return state if state in (task.State.COMPLETED, task.State.CANCELLED) else task.State.FAILED
 
 
 def hold_of(row: tasks.Task) -> ledger.Hold:
@@ -159,6 +173,28 @@ def hold_of(row: tasks.Task) -> ledger.Hold:
         quote_nanos=Nanos(row.quote_nanos),
         reserved_at=row.created_at,
     )
+
+
+def _accept(tx: Tx, row: tasks.Task, outcome: task.Accepted, *, now: float, luck: float) -> Change | None:
+    holder = tasks.get_by_upstream_task_id(tx, outcome.upstream_task_id)
+    if holder is not None and holder.id != row.id:
+        log.error("task %s: the vendor answered with the id of our task %s; it is in doubt", row.id, holder.id)
+        return _doubt(tx, row, now=now, luck=luck)
+    return _move(
+        tx,
+        row,
+        task.Event.ACCEPTED,
+        upstream_task_id=outcome.upstream_task_id,
+        document=outcome.document,
+        submitted_at=now,
+        troubles=0,
+        next_at=now if outcome.outcome.event else now + retry.poll_delay(0, luck=luck),
+    )
+
+
+def _doubt(tx: Tx, row: tasks.Task, *, now: float, luck: float) -> Change | None:
+    at = now + retry.resubmit_delay(row.attempts, luck=luck)
+    return _move(tx, row, task.Event.LOST, next_at=at) or _stay(tx, row, at)
 
 
 def _deliver(tx: Tx, row: tasks.Task, outcome: task.Outcome, document: bytes, *, now: float) -> Change | None:
@@ -186,7 +222,8 @@ def _put_off(tx: Tx, row: tasks.Task, outcome: task.NotSent, *, now: float, luck
     if waiting is None:
         return _stay(tx, row, at)
     if outcome.reset_at is not None and outcome.reset_at > row.deadline_at:
-        return expire(tx, waiting.row, now=now, why="the vendor's quota window resets past the deadline")
+        why = "the vendor's quota window resets past the deadline"
+        return expire(tx, waiting.row, now=now, why=why, is_answer=row.attempts == 1)
     return waiting
 
 
@@ -206,7 +243,7 @@ def _end(tx: Tx, row: tasks.Task, event: task.Event, *, now: float, **columns: o
     moved = _move(tx, row, event, **{"next_at": None, "ended_at": now, "inflight": None} | columns)
     if moved is None:
         return None
-    state = task.State.FAILED if moved.row.state is task.State.REFUSED else moved.row.state
+    state = follower_end(moved.row.state)
     return Change(row=moved.row, followers=tuple(tasks.end_followers(tx, row.id, state, ended_at=now)))
 
 

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 from gateway import errors, metrics
 from gateway.flow import advance, parts
-from gateway.rules import task
+from gateway.rules import policy, task
 from gateway.store import tasks
 from gateway.store.database import Tx
 
@@ -33,15 +33,37 @@ def digest_of(key: str) -> bytes:
 async def post(with_parts: parts.Parts, row: tasks.Task, key: str) -> None:
     """Send the task upstream once and record what came of it."""
     outcome = await _send(with_parts, row, key)
-    note_key(row.team, row.id, is_refused=isinstance(outcome, task.NotSent) and outcome.is_key_refused)
+    if isinstance(outcome, (task.Accepted, task.Refused)):
+        note_key(row.team, row.id, is_refused=False)
+    elif isinstance(outcome, task.NotSent) and outcome.is_key_refused:
+        note_key(row.team, row.id, is_refused=True)
     if isinstance(outcome, (task.NotSent, task.InDoubt)):
         log.warning("task %s: submit attempt %d: %s", row.id, row.attempts, outcome.reason)
+    try:
+        change = await _record(with_parts, row, outcome)
+    except Exception:
+        log.exception("task %s: the vendor's answer could not be recorded; it is in doubt", row.id)
+        change = await _record(with_parts, row, task.InDoubt(reason="unrecorded"))
+    advance.announce(with_parts, change)
+
+
+async def _record(with_parts: parts.Parts, row: tasks.Task, outcome: task.SubmitOutcome) -> advance.Change | None:
     now, luck = with_parts.clock(), with_parts.luck()
+    is_refused_now = outcome == task.NotSent(reason=task.NO_CONNECTION) and _refuses_outages(with_parts, row)
 
     def record(tx: Tx) -> advance.Change | None:
-        return advance.answer(tx, row, outcome, now=now, luck=luck)
+        change = advance.answer(tx, row, outcome, now=now, luck=luck)
+        if is_refused_now and change is not None and change.row.state is task.State.WAITING:
+            why = "no connection, and the team's upstream_down is refuse"
+            return advance.expire(tx, change.row, now=now, why=why, is_answer=True)
+        return change
 
-    advance.announce(with_parts, await persist(with_parts, record))
+    return await persist(with_parts, record)
+
+
+def _refuses_outages(with_parts: parts.Parts, row: tasks.Task) -> bool:
+    team = with_parts.in_force.policies.teams.get(row.team)
+    return row.attempts == 1 and team is not None and team.upstream_down is policy.UpstreamDown.REFUSE
 
 
 async def _send(with_parts: parts.Parts, row: tasks.Task, key: str) -> task.SubmitOutcome:

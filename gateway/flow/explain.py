@@ -65,8 +65,7 @@ def explain(
         return _allowed(tx, planned, quote_nanos=0, cache=free)
     reached = plan.reached_threshold(tx, planned, now=now)
     if reached is not None:
-        sent = planned.allow.request
-        again = dataclasses.replace(sent, model=reached.rewrite[sent.model])
+        again = plan.rewritten(planned, reached)
         without = dataclasses.replace(team, thresholds=())
         found = explain(tx, policies, without, key, again, now=now, max_cost_nanos=max_cost_nanos, is_kept=is_kept)
         return dataclasses.replace(found, rule=reached.origin if found.decision == "allow" else found.rule)

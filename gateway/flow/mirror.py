@@ -19,7 +19,11 @@ from gateway.rules import retry, task
 from gateway.store import blobs_disk, cache, media, tasks
 from gateway.store.database import Tx
 
-STATES: Final = (task.State.DELIVERED, task.State.COMPLETED)
+FILES_AT_ONCE: Final = 4
+"""How many files of one task are fetched side by side."""
+KEEP_TRYING_S: Final = 7 * 86_400.0
+"""How long after the settle a URL without `expires_at` is tried."""
+LEAST_FETCH_S: Final = 2.0
 FRESH_POLL_AFTER: Final = 1
 """Failed rounds before the vendor is asked once more where the files are."""
 
@@ -27,24 +31,36 @@ log = logging.getLogger(__name__)
 
 
 async def due(with_parts: parts.Parts, most: int) -> Collection[str]:
-    """Tasks with files to fetch now."""
+    """Delivered tasks with files to fetch now."""
+    return await _due(with_parts, task.State.DELIVERED, most)
+
+
+async def due_late(with_parts: parts.Parts, most: int) -> Collection[str]:
+    """Tasks that were completed without a mirror; they never take a place from those that clients wait for."""
+    return await _due(with_parts, task.State.COMPLETED, most)
+
+
+async def _due(with_parts: parts.Parts, state: task.State, most: int) -> Collection[str]:
     now = with_parts.clock()
-    return await with_parts.database.read(lambda tx: tasks.due(tx, STATES, now=now, limit=most))
+    return await with_parts.database.read(lambda tx: tasks.due(tx, (state,), now=now, limit=most))
 
 
 async def step(with_parts: parts.Parts, task_id: str) -> None:
     """Fetch what is missing of one task's files; complete the task if nothing is, or if the patience is over."""
     row = await with_parts.database.read(lambda tx: tasks.get(tx, task_id))
-    if row is None or row.state not in STATES:
+    if row is None or row.state not in (task.State.DELIVERED, task.State.COMPLETED):
         return
     missing = await _missing(with_parts, task_id)
     if missing and row.troubles == FRESH_POLL_AFTER:
         missing = await _refreshed(with_parts, row, missing)
-    kept = await asyncio.gather(*(_fetch(with_parts, row, each) for each in missing))
-    if all(kept):
-        await _complete(with_parts, row, next_at=None)
-    else:
+    left = [each for each in missing if each.expires_at is None or each.expires_at > with_parts.clock()]
+    for some in (left[at : at + FILES_AT_ONCE] for at in range(0, len(left), FILES_AT_ONCE)):
+        fetched = await asyncio.gather(*(_fetch(with_parts, row, each) for each in some))
+        missing = [each for each in missing if each.position not in {done for done in fetched if done is not None}]
+    if missing:
         await _again(with_parts, row, missing)
+    else:
+        await _complete(with_parts, row, next_at=None)
 
 
 async def _missing(with_parts: parts.Parts, task_id: str) -> list[tasks.Medium]:
@@ -52,19 +68,23 @@ async def _missing(with_parts: parts.Parts, task_id: str) -> list[tasks.Medium]:
     return [each for each in rows if each.digest is None]
 
 
-async def _fetch(with_parts: parts.Parts, row: tasks.Task, medium: tasks.Medium) -> bool:
-    """Fetch one file, keep its bytes, then its row."""
-    with_parts_blobs = with_parts.blobs
+async def _fetch(with_parts: parts.Parts, row: tasks.Task, medium: tasks.Medium) -> int | None:
+    """Fetch one file, keep its bytes, then its row; returns its position, or None where it failed."""
+    blobs = with_parts.blobs
     try:
-        with with_parts_blobs.temporary() as temporary:
-            if with_parts_blobs.free_bytes() < with_parts.min_free_bytes:
-                return _failed(row, "disk", "less than --min-free is left; mirroring waits for room")
-            fetched = await with_parts.downloader.fetch(medium.upstream_url, sink=temporary.file)
+        with blobs.temporary() as temporary:
+            if blobs.free_bytes() < with_parts.min_free_bytes:
+                _failed(row, "disk", "less than --min-free is left; mirroring waits for room")
+                return None
+            deadline_s = _fetch_deadline_s(with_parts, row)
+            fetched = await with_parts.downloader.fetch(medium.upstream_url, sink=temporary.file, deadline_s=deadline_s)
             if isinstance(fetched, download.Failed):
-                return _failed(row, fetched.reason.value, fetched.detail)
-            await asyncio.to_thread(with_parts_blobs.keep, temporary, fetched.digest)
+                _failed(row, fetched.reason.value, fetched.detail)
+                return None
+            await asyncio.to_thread(blobs.keep, temporary, fetched.digest)
     except OSError as error:
-        return _failed(row, "disk", error.strerror or "I/O error")
+        _failed(row, "disk", error.strerror or "I/O error")
+        return None
     blob = media.BlobRow(
         digest=fetched.digest, size_bytes=fetched.size_bytes, mime=fetched.mime, extension=fetched.extension
     )
@@ -75,13 +95,20 @@ async def _fetch(with_parts: parts.Parts, row: tasks.Task, medium: tasks.Medium)
 
     await attempt.persist(with_parts, note)
     metrics.MIRROR_BYTES.inc(fetched.size_bytes)
-    return True
+    return medium.position
 
 
-def _failed(row: tasks.Task, reason: str, detail: str) -> bool:
+def _fetch_deadline_s(with_parts: parts.Parts, row: tasks.Task) -> float:
+    """While a client waits, no longer than the patience lasts."""
+    if row.state is task.State.COMPLETED or row.settled_at is None:
+        return download.DEADLINE_S
+    left_s = row.settled_at + with_parts.mirror_patience_s - with_parts.clock()
+    return min(download.DEADLINE_S, max(LEAST_FETCH_S, left_s))
+
+
+def _failed(row: tasks.Task, reason: str, detail: str) -> None:
     metrics.MIRROR_FAILURES.labels(reason).inc()
     log.warning("task %s: a result could not be mirrored (%s): %s", row.id, reason, detail)
-    return False
 
 
 async def _refreshed(with_parts: parts.Parts, row: tasks.Task, missing: list[tasks.Medium]) -> list[tasks.Medium]:
@@ -107,7 +134,7 @@ async def _again(with_parts: parts.Parts, row: tasks.Task, missing: list[tasks.M
         return
     if row.state is task.State.DELIVERED and next_at is not None:
         next_at = min(next_at, patient_until)
-    elif all(each.expires_at is not None and each.expires_at <= now for each in missing):
+    elif all((each.expires_at or (row.settled_at or now) + KEEP_TRYING_S) <= now for each in missing):
         log.error("task %s: its results expired before they could be mirrored", row.id)
         next_at = None
     troubles = row.troubles + 1

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from gateway.flow import watch
 from gateway.outbound import download, upstream
@@ -14,11 +15,30 @@ from gateway.store import blobs_disk, cache, database
 
 
 class InForce:
-    """The policy set that decides now; replaced by `flow/adopt` inside the transaction that made its balances."""
+    """The policy set that decides now; `flow/adopt` replaces it after the transaction that made its balances."""
 
     def __init__(self, policies: policy.PolicySet) -> None:
         """Begin with a set whose balances are not made yet; `adopt` comes before the first request."""
         self.policies = policies
+        self.is_changing = False
+        """While true nothing may be admitted. Set on the event loop, read by the writer."""
+        self._settled = asyncio.Event()
+        self._settled.set()
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """Admit nothing until the block ends."""
+        self.is_changing = True
+        self._settled.clear()
+        try:
+            yield
+        finally:
+            self.is_changing = False
+            self._settled.set()
+
+    async def settled(self) -> None:
+        """Return when no set is being adopted."""
+        await self._settled.wait()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ class Plan:
     policies: policy.PolicySet
     team: policy.Team
     key: str
+    asked: requests.Request
     allow: policy.Allow
     fingerprint: str | None
     """None where the request is not cacheable."""
@@ -45,6 +46,7 @@ def make(
         policies=policies,
         team=team,
         key=key,
+        asked=request,
         allow=decided,
         fingerprint=fingerprint.of(sent, scope=scope) if policy.is_cacheable(team, sent) else None,
         price=pricing.quote(policies, team, decided, budget.today(now, timezone)),
@@ -60,6 +62,11 @@ def reached_threshold(tx: Tx, plan: Plan, *, now: float) -> policy.Threshold | N
             if ledger.balance_of(tx, watched.balance).used_nanos() >= each.nanos:
                 return each
     return None
+
+
+def rewritten(plan: Plan, reached: policy.Threshold) -> requests.Request:
+    """The request as it was asked, with the model that a threshold puts in its place."""
+    return dataclasses.replace(plan.asked, model=reached.rewrite[plan.allow.request.model])
 
 
 def deny_cost(quoted: pricing.Quote, limit_nanos: Nanos | None, n: int) -> policy.Deny | None:

@@ -44,11 +44,14 @@ async def step(with_parts: parts.Parts, task_id: str) -> None:
     polled = await with_parts.upstream.poll(row.upstream_task_id, key=key)
     now, luck = with_parts.clock(), with_parts.luck()
     if isinstance(polled, upstream.Trouble):
-        attempt.note_key(row.team, row.id, is_refused=polled.is_key_refused)
+        if polled.is_key_refused:
+            attempt.note_key(row.team, row.id, is_refused=True)
         log.warning("task %s: poll %s", row.id, polled.reason)
         again = now + retry.poll_trouble_delay(row.troubles + 1, luck=luck)
         await with_parts.database.write(lambda tx: tasks.note(tx, row, next_at=again, troubles=row.troubles + 1))
         return
+    if not polled.outcome.is_cost_readable:
+        log.error("task %s: the vendor names a cost that makes no sense; the frozen price counts", row.id)
     age_s = now - (row.submitted_at or now)
     is_watched = with_parts.watch.is_watched(row.id, now=now)
     record = functools.partial(

@@ -45,7 +45,7 @@ async def wait(with_parts: parts.Parts, seen: Seen, *, wait_s: float) -> Seen:
     """The task when it has ended, or as it is after `wait_s`; it counts as watched meanwhile."""
     loop = asyncio.get_running_loop()
     until = loop.time() + wait_s
-    while seen.row.state in task.OPEN and (left_s := until - loop.time()) > 0:
+    while seen.row.state in task.OPEN and not with_parts.watch.is_closed and (left_s := until - loop.time()) > 0:
         await with_parts.watch.wait(seen.row.id, timeout_s=min(left_s, LOOK_AGAIN_S))
         again = await get(with_parts, seen.row.team, seen.row.id)
         seen = seen if again is None else again

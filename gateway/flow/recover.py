@@ -1,6 +1,7 @@
 """After a start: what was under way when the process ended.
 
-A task in `reserved` had a POST under way, so it is in doubt; everything else goes on where it stood.
+A task in `reserved` had a POST under way, so it is in doubt; what is in doubt is repeated at once. Everything else
+goes on where it stood.
 """
 
 from __future__ import annotations
@@ -19,9 +20,7 @@ async def recover(with_parts: parts.Parts) -> int:
         lost = task.InDoubt(reason="the gateway stopped during the POST")
         rows = [tasks.get(tx, task_id) for task_id in tasks.ids_in(tx, task.State.RESERVED)]
         changes = [advance.answer(tx, row, lost, now=now, luck=0.0) for row in rows if row is not None]
-        for change in changes:
-            if change is not None:
-                tasks.note(tx, change.row, next_at=now)
+        tasks.resume_in_doubt(tx, now=now)
         return len(changes)
 
     return await with_parts.database.write(interrupted)

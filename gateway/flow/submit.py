@@ -124,11 +124,15 @@ async def _settled(with_parts: parts.Parts, row: tasks.Task, *, is_replay: bool)
     """The task after the POST that is under way, whoever began it; or as it is when the client has waited enough."""
     loop = asyncio.get_running_loop()
     until = loop.time() + ANSWER_WITHIN_S
-    while row.state is task.State.RESERVED and (left_s := until - loop.time()) > 0:
+    while _is_worth_waiting(with_parts, row) and (left_s := until - loop.time()) > 0:
         await with_parts.watch.wait(row.id, timeout_s=min(left_s, LOOK_AGAIN_S))
         known = await with_parts.database.read(functools.partial(tasks.get, task_id=row.id))
         row = row if known is None else known
     return Submitted(row=row, is_replay=is_replay)
+
+
+def _is_worth_waiting(with_parts: parts.Parts, row: tasks.Task) -> bool:
+    return row.state is task.State.RESERVED and not with_parts.watch.is_closed
 
 
 def _begin(with_parts: parts.Parts, row: tasks.Task) -> None:
@@ -181,7 +185,7 @@ async def _decide(
         except _Rewritten as rewritten:
             request, may_rewrite = rewritten.request, False
         except _Stale:
-            continue
+            await with_parts.in_force.settled()
     raise errors.OurError("unavailable", "The policies are changing right now; send the request again.")
 
 
@@ -296,7 +300,7 @@ def _admit(
     may_rewrite: bool,
 ) -> tuple[tasks.Task, bool]:
     """The reserving transaction: replay, hit or follow if it can, else reserve and insert."""
-    if with_parts.in_force.policies is not planned.policies:
+    if with_parts.in_force.is_changing or with_parts.in_force.policies is not planned.policies:
         raise _Stale
     if draft.idempotency_key is not None:
         known = tasks.get_by_idempotency_key(tx, draft.team, draft.idempotency_key)
@@ -374,8 +378,7 @@ def _free(
 def _check_thresholds(tx: Tx, planned: plan.Plan, draft: tasks.Task) -> None:
     reached = plan.reached_threshold(tx, planned, now=draft.created_at)
     if reached is not None:
-        sent = planned.allow.request
-        raise _Rewritten(dataclasses.replace(sent, model=reached.rewrite[sent.model]))
+        raise _Rewritten(plan.rewritten(planned, reached))
 
 
 def _check_open_tasks(tx: Tx, team: policy.Team) -> None:

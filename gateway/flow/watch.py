@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 from typing import Final
 
 MOST_WATCHED: Final = 20_000
@@ -23,6 +24,8 @@ class Watch:
         self._polled_at: collections.OrderedDict[str, float] = collections.OrderedDict()
         self._wanted: dict[str, None] = {}
         self._changed: dict[str, asyncio.Event] = {}
+        self.is_closed = False
+        """The gateway is stopping: nobody waits any more."""
 
     def ask(self, task_id: str, *, now: float) -> bool:
         """A client asked about an open task; True if that wants an upstream poll of its own (at most one a second)."""
@@ -55,13 +58,19 @@ class Watch:
         if event is not None:
             event.set()
 
+    def close(self) -> None:
+        """Let everybody go who waits; from now on nobody does."""
+        self.is_closed = True
+        for task_id in list(self._changed):
+            self.changed(task_id)
+
     async def wait(self, task_id: str, *, timeout_s: float) -> None:
         """Return when the task changes, or after the timeout."""
         event = self._changed.setdefault(task_id, asyncio.Event())
-        try:
-            await asyncio.wait_for(event.wait(), timeout_s)
-        except TimeoutError:
-            return
+        # Not wait_for: on Python 3.11 it swallows a cancel that meets the event.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await event.wait()
 
 
 def _put(times: collections.OrderedDict[str, float], task_id: str, now: float) -> None:

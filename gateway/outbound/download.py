@@ -31,7 +31,7 @@ SIZE_MAX_BYTES: Final = 64 * 1024 * 1024
 DEADLINE_S: Final = 60.0
 CONNECT_MAX_S: Final = 5.0
 SILENCE_MAX_S: Final = 20.0
-CONNECTIONS_MAX: Final = 64
+CONNECTIONS_MAX: Final = 256
 STEP_BYTES: Final = 256 * 1024
 """How much is gathered before it is hashed and written, in a thread: the loop is never held up by either."""
 

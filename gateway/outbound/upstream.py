@@ -96,7 +96,7 @@ class Upstream:
             return task.InDoubt(reason="timeout")
         except _FAILURES as error:
             if _never_connected(error):
-                return task.NotSent(reason="connect")
+                return task.NotSent(reason=task.NO_CONNECTION)
             return task.InDoubt(reason=_name(error))
         except _TooLarge:
             return task.InDoubt(reason="answer too large")
@@ -109,7 +109,7 @@ class Upstream:
         except TimeoutError:
             return Trouble(reason="timeout")
         except _FAILURES as error:
-            return Trouble(reason="connect" if _never_connected(error) else _name(error))
+            return Trouble(reason=task.NO_CONNECTION if _never_connected(error) else _name(error))
         except _TooLarge:
             return Trouble(reason="too_large")
         if answer.status != 200:

@@ -115,6 +115,8 @@ class Outcome:
     """DELIVERED, FAILED or CANCELLED; None while it is under way or the status is unknown."""
     status: str = ""
     cost_quota: int | None = None
+    is_cost_readable: bool = True
+    """False where the vendor named a cost that makes no sense; then it counts as none."""
     pre_consumed_quota: int | None = None
     media: tuple[Media, ...] = ()
     images: int = 0
@@ -136,6 +138,10 @@ class Refused:
 
     status: int
     document: bytes
+
+
+NO_CONNECTION: Final = "connect"
+"""The reason where not even a connection was made."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

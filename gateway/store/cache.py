@@ -2,19 +2,23 @@
 
 It only speeds up what the task rows know too, so it may be deleted at any time. The `Disk` stores bytes and
 refuses a pickled row (CVE-2025-69872: `JSONDisk` does not stop it). Reads are on the loop (microseconds), writes
-in a thread. The scope is part of the fingerprint, so a team cannot reach another's results.
+in one thread of its own, because diskcache opens a connection per thread and closes none of a thread that ends.
+The scope is part of the fingerprint, so a team cannot reach another's results.
 """
 
 from __future__ import annotations
 
 import asyncio
 import collections
+import concurrent.futures
+import contextlib
 import logging
 import os
 import pathlib
 import shutil
 import sqlite3
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import diskcache
 import msgspec
@@ -74,6 +78,8 @@ class ResultCache:
             log.warning("the cache in %s is damaged and made anew: %s", directory, error)
             shutil.rmtree(directory)
             self._disk = _open(directory)
+        self._is_closed = False
+        self._writer = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="cache-writer")
         self._memory: collections.OrderedDict[str, Result] = collections.OrderedDict()
 
     def get(self, fingerprint: str) -> Result | None:
@@ -94,22 +100,26 @@ class ResultCache:
     async def put(self, fingerprint: str, result: Result) -> None:
         """Keep a result; a cache that cannot be written is only slower."""
         self._remember(fingerprint, result)
-        try:
-            await asyncio.to_thread(self._disk.set, fingerprint, _ENCODER.encode(result))
-        except (sqlite3.Error, OSError, diskcache.Timeout):
-            return
+        await self._write(self._disk.set, fingerprint, _ENCODER.encode(result))
 
     async def forget(self, fingerprint: str) -> None:
         """Drop a result that is no longer there."""
         self._memory.pop(fingerprint, None)
-        try:
-            await asyncio.to_thread(self._disk.delete, fingerprint)
-        except (sqlite3.Error, OSError, diskcache.Timeout):
-            return
+        await self._write(self._disk.delete, fingerprint)
 
     def close(self) -> None:
-        """Let go of the files."""
-        self._disk.close()
+        """Finish what is being written and let go of the files; a later `put` reaches memory only."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._writer.submit(self._disk.close)
+            self._writer.shutdown()
+            self._disk.close()
+
+    async def _write(self, step: Callable[..., object], *values: Any) -> None:
+        if self._is_closed:
+            return
+        with contextlib.suppress(sqlite3.Error, OSError, diskcache.Timeout):
+            await asyncio.get_running_loop().run_in_executor(self._writer, step, *values)
 
     def _remember(self, fingerprint: str, result: Result) -> None:
         self._memory[fingerprint] = result
@@ -121,6 +131,8 @@ class ResultCache:
 def _open(directory: pathlib.Path) -> diskcache.Cache:
     directory.mkdir(parents=True, exist_ok=True)
     os.chmod(directory, 0o700)
+    with contextlib.closing(sqlite3.connect(directory / diskcache.core.DBNAME)) as probe:
+        probe.execute("SELECT name FROM sqlite_master").fetchall()  # diskcache would fail with the file left open
     return diskcache.Cache(
         str(directory), disk=BytesDisk, eviction_policy="least-recently-stored", size_limit=MOST_BYTES
     )

@@ -7,7 +7,7 @@ then act. Nothing is clamped: a balance below zero is refused by the database.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from gateway.rules import budget, policy, pricing
@@ -161,6 +161,14 @@ def make_balance(tx: Tx, allowance: budget.Allowance) -> bool:
         **_balance_key(balance),
     )
     return True
+
+
+def drop_balances(tx: Tx, *, keep: Collection[budget.BalanceId], now: float) -> None:
+    """Drop the balances of present windows that nobody looks at, with their holds' rows; the entries stay."""
+    present = tx.all("SELECT * FROM balances WHERE ends_at IS NULL OR ends_at > :now", now=now)
+    for balance in {_balance_id(row) for row in present}.difference(keep):
+        tx.run(f"DELETE FROM holds WHERE {_THIS_BALANCE}", **_balance_key(balance))  # noqa: S608 - constant text
+        tx.run(f"DELETE FROM balances WHERE {_THIS_BALANCE}", **_balance_key(balance))  # noqa: S608 - constant text
 
 
 def recompute(tx: Tx, balance: budget.BalanceId, ends_at: int | None) -> tuple[int, list[Row]]:

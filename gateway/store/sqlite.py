@@ -9,6 +9,7 @@ leaves unknown what is on the disk, so the process ends. Source: CONTRACT §3 an
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.resources
 import logging
 import os
@@ -85,9 +86,12 @@ class SqliteDatabase:
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._closed = False
         try:
-            self._writer = _open(path)
-            migrate(self._writer)
-            self._reader = open_read_only(path)
+            with contextlib.ExitStack() as opened:
+                self._writer = opened.enter_context(contextlib.closing(_connect(path)))
+                _set_up(self._writer, path)
+                migrate(self._writer)
+                self._reader = open_read_only(path)
+                opened.pop_all()
         except sqlite3.DatabaseError as error:
             raise errors.StartError(
                 f"{path} cannot be used as the database: {error}. Restore it from a backup; an empty one would "
@@ -235,13 +239,16 @@ def _scripts() -> list[str]:
     return [each.read_text(encoding="utf-8") for each in files]
 
 
-def _open(path: pathlib.Path) -> sqlite3.Connection:
+def _connect(path: pathlib.Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, timeout=_BUSY_TIMEOUT_S, check_same_thread=False)
     connection.row_factory = sqlite3.Row
-    os.chmod(path, 0o600)
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "wal_autocheckpoint = 1000"):
-        connection.execute(f"PRAGMA {pragma}")
     return connection
+
+
+def _set_up(connection: sqlite3.Connection, path: pathlib.Path) -> None:
+    os.chmod(path, 0o600)
+    for pragma in ("journal_mode = WAL", "synchronous = FULL", "recursive_triggers = ON", "wal_autocheckpoint = 1000"):
+        connection.execute(f"PRAGMA {pragma}")
 
 
 def _answer_all(batch: list[_Write]) -> None:

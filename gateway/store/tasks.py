@@ -106,6 +106,11 @@ def get_by_idempotency_key(tx: Tx, team: str, idempotency_key: str) -> Task | No
     return _task(tx.one(f"{_SELECT} WHERE team = :team AND idempotency_key = :key", team=team, key=idempotency_key))
 
 
+def get_by_upstream_task_id(tx: Tx, upstream_task_id: str) -> Task | None:
+    """The task that the vendor knows under this id."""
+    return _task(tx.one(f"{_SELECT} WHERE upstream_task_id = :id", id=upstream_task_id))
+
+
 def get_result(tx: Tx, fingerprint: str, *, since: float) -> Task | None:
     """The newest completed task with this fingerprint whose every result is still kept."""
     return _task(
@@ -139,6 +144,11 @@ def move(tx: Tx, row: Task, state: task.State, **columns: object) -> Task | None
 def note(tx: Tx, row: Task, **columns: object) -> bool:
     """Change columns of a task that is still in the same state."""
     return move(tx, row, row.state, **columns) is not None
+
+
+def resume_in_doubt(tx: Tx, *, now: float) -> int:
+    """Make every task in doubt due at once, but for those that wait for the operator; returns how many."""
+    return tx.run("UPDATE tasks SET next_at = :now WHERE state = 'in_doubt' AND next_at IS NOT NULL", now=now)
 
 
 def end_followers(tx: Tx, leader_id: str, state: task.State, *, ended_at: float) -> list[tuple[str, str]]:

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from gateway import errors
 from gateway.flow import submit
 from tests import stage as stages
 
@@ -64,7 +67,7 @@ async def test_another_timezone_makes_new_windows_from_the_entries(tmp_path):
         rows = await stage.parts.database.read(
             lambda tx: tx.all("SELECT starts_at, settled_nanos FROM balances ORDER BY starts_at")
         )
-        assert [stages.values(row) for row in rows] == [(1_795_273_200, 13_280_000), (1_795_305_600, 13_280_000)]
+        assert [stages.values(row) for row in rows] == [(1_795_273_200, 13_280_000)]
         assert await stage.audit() == []
 
 
@@ -87,3 +90,32 @@ async def test_a_lowered_cap_admits_nothing_until_below(tmp_path):
         lowered = stages.write_policies(tmp_path / "policies", growth='spend: [{cap: "0.001", per: day}]\n')
         await stage.adopt(lowered)
         assert (await stage.denied()).code == "quota_window_exceeded"
+
+
+async def test_a_cap_that_was_away_and_comes_back_counts_what_was_spent_meanwhile(tmp_path):
+    cap = 'spend: [{cap: "0.03", per: day}]\n'
+    async with stages.staged(tmp_path, growth=cap) as stage:
+        await stage.admitted()
+        await stage.adopt(stages.write_policies(tmp_path / "policies"))
+        assert await stage.audit() == []
+        await stage.admitted()
+        await stage.finish()
+        assert await stage.audit() == []
+        await stage.adopt(stages.write_policies(tmp_path / "policies", growth=cap))
+        assert await stage.balances() == {DAY: (26_560_000, 0)}
+        assert (await stage.denied()).code == "quota_window_exceeded"
+        assert await stage.audit() == []
+
+
+async def test_a_set_whose_balances_could_not_be_kept_does_not_come_into_force(tmp_path):
+    async with stages.staged(tmp_path) as stage:
+        await stage.admitted()
+        before = stage.parts.in_force.policies
+        capped = stages.write_policies(tmp_path / "policies", growth='spend: [{cap: "0.03", per: day}]\n')
+        await stage.parts.database.write(lambda tx: tx.run("ALTER TABLE balances RENAME TO away"))
+        with pytest.raises(errors.OurError):
+            await stage.adopt(capped)
+        assert stage.parts.in_force.policies is before
+        await stage.parts.database.write(lambda tx: tx.run("ALTER TABLE away RENAME TO balances"))
+        assert await stage.adopt(capped) == 1
+        assert await stage.balances() == {DAY: (0, 13_282_000)}

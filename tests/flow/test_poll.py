@@ -173,3 +173,19 @@ async def test_a_late_word_about_an_ended_task_changes_nothing(tmp_path):
         before = await stage.row(row.id)
         await poll.step(stage.parts, row.id)
         assert await stage.row(row.id) == before
+
+
+async def test_a_cost_that_makes_no_sense_counts_as_none(tmp_path):
+    async with stages.staged(tmp_path) as stage:
+        stage.vendor.set_script([{"on": "poll", "times": None, "do": {"merge": {"cost": 9_000_000_000_000_000}}}])
+        row = await stage.admitted()
+        await stage.finish()
+        assert await stage.entries(row.id) == [("reserve", 13_282_000), ("settle", 13_281_250)]
+
+
+async def test_a_link_of_the_vendor_that_is_no_url_does_not_hide_the_task(tmp_path):
+    async with stages.staged(tmp_path) as stage:
+        stage.vendor.set_script([{"on": "poll", "times": None, "do": {"merge": {"urls": {"get": "http://[bad/x"}}}}])
+        row = await stage.admitted()
+        await stage.finish()
+        assert (await stage.shown(row))["urls"] == {"get": f"http://gateway.test/v1/tasks/{row.id}"}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from gateway.flow import recover
+from gateway.flow import advance, attempt, recover
 from gateway.outbound import upstream
 from gateway.rules import task
 from tests import stage as stages
@@ -72,7 +74,9 @@ async def test_in_doubt_after_23_hours_is_never_posted_again_and_frees_the_finge
         kept = await stage.row(leader.id)
         assert (kept.state, kept.inflight, kept.next_at) == (task.State.IN_DOUBT, None, None)
         assert await stage.entries(leader.id) == [("reserve", 13_282_000)]
-        assert (await stage.shown(follower))["status"] == "failed"
+        shown = await stage.shown(follower)
+        assert (shown["status"], shown["error"]["code"]) == ("failed", "upstream_unavailable")
+        assert (await stage.shown(leader))["status"] == "queued"
         stage.vendor.set_script([])
         assert (await stage.admitted(seed=7)).x_cache == "MISS"
 
@@ -89,6 +93,7 @@ async def test_a_connect_failure_waits_and_fails_at_the_deadline_with_nothing_sp
         for each in (row, follower):
             shown = await stage.shown(each)
             assert (shown["status"], shown["error"]["code"], shown["cost"]) == ("failed", "upstream_unavailable", 0)
+            assert (await stage.row(each.id)).cost_nanos == 0
         assert await stage.entries(row.id) == [("reserve", 13_282_000), ("release", 13_282_000)]
         assert (await stage.balances())[HELD] == (0, 0)
 
@@ -194,6 +199,55 @@ async def test_after_a_crash_a_post_that_was_under_way_is_in_doubt_and_repeated(
         assert (await stage.row(row.id)).state is task.State.COMPLETED
         assert stage.vendor.bill()["tasks"] == 1
         assert await stage.audit() == []
+
+
+async def test_a_repeated_post_that_a_kill_interrupted_is_repeated_again(tmp_path):
+    async with stages.staged(tmp_path, growth=CAP) as stage:
+        stage.vendor.set_script([{"on": "submit", "do": {"accept_and_drop": True}}])
+        row = await stage.admitted()
+        # The attempt is durable, then the process ends before its outcome is recorded.
+        now = stage.clock()
+        digest = attempt.digest_of("vendor-key-growth")
+        await stage.parts.database.write(
+            lambda tx: advance.attempt(tx, row, key_ref="env:KEY_GROWTH", key_digest=digest, now=now)
+        )
+        assert await recover.recover(stage.parts) == 0
+        await stage.finish()
+        assert (await stage.row(row.id)).state is task.State.COMPLETED
+        assert stage.vendor.bill()["tasks"] == 1
+
+
+async def test_two_of_our_tasks_never_settle_one_of_the_vendors(tmp_path):
+    async with stages.staged(tmp_path) as stage:
+        answer = {"answer": {"task_id": "v-12345678", "status": "queued"}}
+        stage.vendor.set_script([{"on": "submit", "times": 2, "do": answer}])
+        first, second = await stage.admitted(), await stage.admitted()
+        assert (first.state, second.state) == (task.State.SUBMITTED, task.State.IN_DOUBT)
+        await stage.finish()
+        assert (await stage.row(second.id)).state is task.State.COMPLETED
+        assert await stage.settled_nanos() == stage.vendor.bill()["nanos"]
+
+
+async def test_a_team_may_rather_be_refused_than_wait_for_a_connection(tmp_path):
+    async with stages.staged(tmp_path, growth=CAP + "upstream_down: refuse\n") as stage:
+        there = stage.parts.upstream
+        await _cut_off(stage)
+        row = await stage.admitted(key="k1")
+        assert (row.state, row.cost_nanos) == (task.State.FAILED, 0)
+        assert await stage.entries(row.id) == [("reserve", 13_282_000), ("release", 13_282_000)]
+        await _reconnect(stage, there)
+        again = await stage.admitted(key="k1")
+        assert (again.state, again.id != row.id) == (task.State.SUBMITTED, True)
+
+
+async def test_a_waiting_client_is_let_go_with_its_task_when_the_gateway_stops(tmp_path):
+    async with stages.staged(tmp_path) as stage:
+        stage.vendor.set_script([{"on": "submit", "do": {"delay_s": 5}}])
+        client = asyncio.create_task(stage.admitted())
+        await asyncio.sleep(0.1)
+        stage.parts.watch.close()
+        row = await asyncio.wait_for(client, 1)
+        assert (row.state, (await stage.shown(row))["status"]) == (task.State.RESERVED, "queued")
 
 
 async def _cut_off(stage: stages.Stage) -> None:

@@ -371,3 +371,13 @@ async def test_a_price_that_is_not_configured_is_refused_and_never_counted_as_0(
     async with stages.staged(tmp_path, models=models) as stage:
         assert (await stage.denied(model="m")).code == "price_not_configured"
         assert stage.posts() == 0
+
+
+async def test_a_threshold_rewrites_what_was_asked_not_what_a_policy_made_of_it(tmp_path):
+    lines = (
+        f'thresholds: [{{at: "0", per: day, rewrite: {{{stages.PRO}: {stages.FLASH}}}}}]\n'
+        f'official_fallback: {{default: deny, rules: [{{models: ["{stages.PRO}"], action: force}}]}}\n'
+    )
+    async with stages.staged(tmp_path, growth=lines) as stage:
+        row = await stage.admitted(model=stages.PRO)
+        assert (row.model, row.changes, row.official) == (stages.FLASH, "model=rewritten", None)

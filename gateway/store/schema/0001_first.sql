@@ -43,7 +43,8 @@ CREATE TABLE tasks (
     ended_at                 REAL,
     next_at                  REAL,          -- when a background step looks at it again
     UNIQUE (team, idempotency_key),
-    UNIQUE (inflight)
+    UNIQUE (inflight),
+    UNIQUE (upstream_task_id)
 );
 CREATE INDEX tasks_due ON tasks (state, next_at) WHERE next_at IS NOT NULL;
 CREATE INDEX tasks_open ON tasks (team, state)
