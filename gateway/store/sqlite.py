@@ -247,7 +247,13 @@ def _connect(path: pathlib.Path) -> sqlite3.Connection:
 
 def _set_up(connection: sqlite3.Connection, path: pathlib.Path) -> None:
     os.chmod(path, 0o600)
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "recursive_triggers = ON", "wal_autocheckpoint = 1000"):
+    for pragma in (
+        "journal_mode = WAL",
+        "synchronous = FULL",
+        "foreign_keys = ON",
+        "recursive_triggers = ON",  # else INSERT OR REPLACE would pass by the trigger that keeps entries
+        "wal_autocheckpoint = 1000",
+    ):
         connection.execute(f"PRAGMA {pragma}")
 
 
