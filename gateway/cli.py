@@ -21,7 +21,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterable, Sequence
 from types import FrameType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import click
 
@@ -263,7 +263,10 @@ def policy_check(directory: pathlib.Path) -> None:
     Example:
       wave-gateway policy check ./policies
     """
-    policies = _load(directory)
+    try:
+        policies = policy_files.load(directory)
+    except policy_files.PolicyErrors as error:
+        _print_problems(error, err=False)
     caps = len(policies.organisation.caps) + sum(len(team.caps) for team in policies.teams.values())
     counts = (_count(len(policies.models), "model"), _count(len(policies.teams), "team"), _count(caps, "cap"))
     click.echo(f"{directory}: good. {', '.join(counts)}.")
@@ -277,10 +280,15 @@ def _load(directory: pathlib.Path) -> policy.PolicySet:
     try:
         return policy_files.load(directory)
     except policy_files.PolicyErrors as error:
-        for problem in error.problems:
-            click.echo(str(problem), err=True)
-        click.echo(f"{_count(len(error.problems), 'problem')}.", err=True)
-        sys.exit(1)
+        _print_problems(error, err=True)
+
+
+def _print_problems(error: policy_files.PolicyErrors, *, err: bool) -> NoReturn:
+    """Print what is wrong: the answer of `policy check`, an error of any other command."""
+    for problem in error.problems:
+        click.echo(str(problem), err=err)
+    click.echo(f"{_count(len(error.problems), 'problem')}.", err=err)
+    sys.exit(1)
 
 
 @policy_group.command("explain")

@@ -67,7 +67,7 @@ def test_policy_check_names_every_problem_by_file_and_line(tmp_path):
     policies = process.write_policies(tmp_path, growth="keyz: []\nmode: maybe\n")
     done = process.run_cli("policy", "check", str(policies))
     assert done.returncode == 1
-    first, second, last = done.stderr.splitlines()
+    first, second, last = done.stdout.splitlines()
     assert first.startswith("teams/growth.yaml:5: ") and "keys" in first
     assert second.startswith("teams/growth.yaml:6: ")
     assert last == "2 problems."
