@@ -25,7 +25,12 @@ INSTALL_US = sed -n '/^setuptools==/,/[^\\]$$/p' requirements-dev.lock > $(VENV)
 	&& $(PIP_INSTALL) --require-hashes -r $(VENV)/build.lock \
 	&& $(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 
-.PHONY: help demo test check lock clean
+# Real clients that the gateway is tried with, as they were last tried: `make clients`.
+CLIENTS        := .clients
+PYTHON_CLIENTS := openai==3.54.0 requests==2.34.2
+NODE_CLIENTS   := openai@6.49.0
+
+.PHONY: help demo test check clients lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -59,6 +64,9 @@ check: $(VENV)/.dev ## format, lint, types, floors: everything but the tests
 	@$(PY) -m mypy
 	@$(BIN)/lint-imports --no-logo
 
+clients: $(VENV)/.runtime $(CLIENTS)/.made ## run real clients against a gateway: the OpenAI SDKs, requests (fetches them, once)
+	@$(PY) -m tests.clients.run $(CLIENTS)
+
 lock: $(VENV)/.made ## recompute the lock files from pyproject.toml (ARGS=--upgrade: take newer releases)
 	@$(PIP_INSTALL) '$(UV)'
 	@$(LOCK) pyproject.toml --output-file requirements.lock
@@ -66,7 +74,7 @@ lock: $(VENV)/.made ## recompute the lock files from pyproject.toml (ARGS=--upgr
 	@! grep -n '://' requirements.lock requirements-dev.lock || { echo 'make lock: a URL in a lock file' >&2; exit 1; }
 
 clean: ## remove the venv, caches and build leftovers
-	rm -rf $(VENV) build dist *.egg-info htmlcov .coverage .coverage.* \
+	rm -rf $(VENV) $(CLIENTS) build dist *.egg-info htmlcov .coverage .coverage.* \
 		.pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find gateway tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -91,3 +99,13 @@ $(VENV)/.dev: requirements.lock requirements-dev.lock pyproject.toml $(VENV)/.ma
 	@$(PIP_INSTALL) --require-hashes -r requirements-dev.lock
 	@$(INSTALL_US)
 	@touch $(VENV)/.runtime $@
+
+$(CLIENTS)/.made: Makefile $(VENV)/.made
+	@echo 'Installing the clients into $(CLIENTS) (once) …'
+	@$(PY) -m venv --clear $(CLIENTS)/venv
+	@$(CLIENTS)/venv/bin/python -m pip install --quiet --disable-pip-version-check $(PYTHON_CLIENTS)
+	@command -v npm >/dev/null && command -v node >/dev/null \
+		&& npm install --prefix $(CLIENTS)/node --no-save --no-package-lock --ignore-scripts --no-audit --no-fund --silent \
+			$(NODE_CLIENTS) \
+		|| echo 'make clients: there is no Node.js, or its SDK cannot be installed; it is left out.' >&2
+	@touch $@
