@@ -31,7 +31,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from gateway import VERSION, errors, metrics, policy_files, workers
-from gateway.edge import admin, auth, guard, media, protocol, render
+from gateway.edge import account, admin, auth, control, guard, media, protocol, render
 from gateway.edge import tasks as tasks_edge
 from gateway.flow import adopt, mirror, parts, poll, recover, resubmit, scrape, watch
 from gateway.outbound import download, upstream
@@ -109,7 +109,8 @@ async def running(settings: Settings, environ: Mapping[str, str]) -> AsyncIterat
         )
     )
     try:
-        yield _guarded(_app(settings, with_parts), settings), with_parts
+        async with control.serving(settings.data, with_parts):
+            yield _guarded(_app(settings, with_parts), settings), with_parts
     finally:
         await _stop(settings, with_parts, background)
         kept.close()
@@ -128,7 +129,7 @@ def _parts(
         upstream=upstream.Upstream(settings.upstream, verify=_verify(settings)),
         downloader=download.Downloader(allowed=settings.allow_private, ca_bundle=settings.ca_bundle),
         blobs=blobs,
-        cache=cache.ResultCache(settings.data / "cache"),
+        cache=cache.ResultCache(cache_directory(settings)),
         in_force=in_force,
         upstream_key=source.secrets.get,
         watch=watch.Watch(),
@@ -137,6 +138,7 @@ def _parts(
         new_task_id=lambda: new_task_id(time.time()),
         public_url=settings.public_url,
         media_public_url=settings.media_public_url,
+        is_media_public_url_given=settings.is_media_public_url_given,
         allow_private=settings.allow_private,
         submit_deadline_s=settings.submit_deadline_s,
         mirror_patience_s=settings.mirror_patience_s,
@@ -170,6 +172,7 @@ def _routes(settings: Settings, with_parts: parts.Parts) -> list[BaseRoute]:
     keys = auth.Keys(lambda: with_parts.in_force.policies, time.time)
     return [
         *tasks_edge.routes(with_parts, keys, max_wait_s=settings.max_wait_s),
+        *account.routes(with_parts, keys),
         Route(media.PATH, media.endpoint(functools.partial(_find_blob, with_parts)), methods=["GET"]),
         *admin.routes(
             scrape=functools.partial(_scrape, with_parts),
@@ -210,6 +213,10 @@ async def _find_blob(with_parts: parts.Parts, digest: str) -> blobs_disk.Blob | 
     path = None if row is None else with_parts.blobs.path(digest)
     if row is None or path is None:
         return None
+    if row.first_read_at is None:
+        now = time.time()
+        with contextlib.suppress(errors.OurError):  # a picture is shown also while the ledger cannot be written
+            await with_parts.database.write(lambda tx: media_rows.note_read(tx, digest, now=now))
     return blobs_disk.Blob(path=path, size_bytes=row.size_bytes, mime=row.mime, extension=row.extension)
 
 
@@ -308,6 +315,11 @@ def data_lock(directory: pathlib.Path) -> Iterator[None]:
 def database_file(settings: Settings) -> pathlib.Path:
     """Where the embedded database lies."""
     return settings.data / DATABASE_NAME
+
+
+def cache_directory(settings: Settings) -> pathlib.Path:
+    """Where the result cache lies."""
+    return settings.data / "cache"
 
 
 def _check_data(settings: Settings, ledger_file: pathlib.Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import datetime
+import functools
 import hashlib
 import io
 import json
@@ -19,22 +20,22 @@ import signal
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, Final, NoReturn, TypeVar
 
 import click
 
-from gateway import VERSION, app, demo, errors, policy_files, settings, simulator, wire
+from gateway import VERSION, app, cli_kept, demo, errors, policy_files, settings, simulator, terminal, wire
 from gateway.flow import audit as audit_flow
 from gateway.flow import explain as explain_flow
+from gateway.flow import references
 from gateway.flow import report as report_flow
 from gateway.rules import budget, money, policy, units
 from gateway.store import blobs_disk, database, sqlite
 
 T = TypeVar("T")
 
-WIDTH: Final = 80
 _BASE62: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
@@ -47,7 +48,7 @@ def main() -> None:
         sys.exit(1)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDTH})
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": terminal.WIDTH})
 @click.version_option(VERSION, prog_name="wave-gateway")
 def cli() -> None:
     """One gateway in front of the Wave task API: keys kept in, a spend cap that
@@ -59,27 +60,8 @@ def cli() -> None:
     """
 
 
-def _setting_options(names: Sequence[str] | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Options made of the table of settings; all of them, or those named."""
-    rows = [row for row in settings.TABLE if names is None or row.name in names]
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        for row in reversed(rows):
-            default = row.default or row.default_help
-            text = f"{row.help} [{default}]" if default else row.help
-            if row.is_secret:
-                command = click.option(row.file_option, metavar="FILE", help=f"File with the {row.name}.")(command)
-            command = click.option(row.option, metavar=row.kind, multiple=row.is_repeatable, help=text)(command)
-        return command
-
-    return decorate
-
-
-_STORE: Final = ("policies", "data", "media", "database")
-
-
 @cli.command()
-@_setting_options()
+@terminal.setting_options()
 def serve(**options: object) -> None:
     """Run the gateway.
 
@@ -133,13 +115,13 @@ def _play(running: demo.Demo) -> int:
         click.echo(f"{mark} {number}. {step}")
         for line in what.splitlines():
             # A URL stays whole, so that it can be clicked.
-            wrapped = [line] if "://" in line else textwrap.wrap(line, WIDTH - 8)
+            wrapped = [line] if "://" in line else textwrap.wrap(line, terminal.WIDTH - 8)
             click.echo("\n".join(f"        {part}" for part in wrapped))
 
     went_well = demo.tour(running, say)
     click.echo("\nSpend per team, from the ledger:\n")
     lines = sqlite.scan_file(running.data / app.DATABASE_NAME, _everything(("team", "model")))
-    click.echo(_table(("team", "model"), lines))
+    click.echo(_table(("team", "model"), lines, report_flow.total(lines)))
     verdict = "Everything went as it should" if went_well else "Something went wrong"
     click.echo(f"\n{verdict}, in {time.monotonic() - started:.1f} s.")
     return 0 if went_well else 1
@@ -254,6 +236,10 @@ def policy_group() -> None:
     """Policy files."""
 
 
+for _group in (cli_kept.tasks_group, cli_kept.cache_group, cli_kept.media_group):
+    cli.add_command(_group)
+
+
 @policy_group.command("check")
 @click.argument("directory", default="policies", type=click.Path(path_type=pathlib.Path))
 def policy_check(directory: pathlib.Path) -> None:
@@ -268,12 +254,12 @@ def policy_check(directory: pathlib.Path) -> None:
     except policy_files.PolicyErrors as error:
         _print_problems(error, err=False)
     caps = len(policies.organisation.caps) + sum(len(team.caps) for team in policies.teams.values())
-    counts = (_count(len(policies.models), "model"), _count(len(policies.teams), "team"), _count(caps, "cap"))
+    counts = (
+        terminal.count(len(policies.models), "model"),
+        terminal.count(len(policies.teams), "team"),
+        terminal.count(caps, "cap"),
+    )
     click.echo(f"{directory}: good. {', '.join(counts)}.")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _load(directory: pathlib.Path) -> policy.PolicySet:
@@ -287,7 +273,7 @@ def _print_problems(error: policy_files.PolicyErrors, *, err: bool) -> NoReturn:
     """Print what is wrong: the answer of `policy check`, an error of any other command."""
     for problem in error.problems:
         click.echo(str(problem), err=err)
-    click.echo(f"{_count(len(error.problems), 'problem')}.", err=err)
+    click.echo(f"{terminal.count(len(error.problems), 'problem')}.", err=err)
     sys.exit(1)
 
 
@@ -295,7 +281,7 @@ def _print_problems(error: policy_files.PolicyErrors, *, err: bool) -> NoReturn:
 @click.option("--team", "team_name", required=True, help="Name of the team.")
 @click.option("--key", "key_name", default="", help="Name of one of its keys.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
-@_setting_options(_STORE)
+@terminal.setting_options((*terminal.STORE, "public-url", "media-public-url"))
 @click.argument("file", type=click.File("rb"))
 def policy_explain(team_name: str, key_name: str, form: str, file: io.BufferedReader, **options: object) -> None:
     """Explain the decision about the request in FILE ('-' for standard input).
@@ -320,9 +306,18 @@ def policy_explain(team_name: str, key_name: str, form: str, file: io.BufferedRe
         request = wire.parse_submit(file.read())
     except errors.CallerError as error:
         raise errors.StartError(f"{error.code}: {error.message}") from None
-    found = _read_store(
-        store, lambda tx: explain_flow.explain(tx, policies, team, key_name, request, now=time.time()), is_needed=False
+    own = references.place(
+        public_url=store.public_url,
+        media_public_url=store.media_public_url,
+        is_media_public_url_given=store.is_media_public_url_given,
     )
+
+    def explained(tx: database.Tx) -> explain_flow.Explanation:
+        now = time.time()
+        resolved = references.resolve(tx, request, own, now=now)
+        return explain_flow.explain(tx, policies, team, key_name, resolved, now=now)
+
+    found = terminal.read_store(app.database_file(store), explained, is_needed=False)
     if form == "json":
         click.echo(json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False))
     else:
@@ -343,10 +338,7 @@ def _print_explanation(found: explain_flow.Explanation) -> None:
     ]
     for name, value in rows:
         if value:
-            first, *rest = textwrap.wrap(value, WIDTH - 14) or [""]
-            click.echo(f"{name:<13} {first}")
-            for line in rest:
-                click.echo(" " * 14 + line)
+            click.echo(terminal.named(name, value))
     if found.caps:
         click.echo()
         header = ("scope", "cap", "window", "limit", "settled", "reserved", "left", "rule")
@@ -360,7 +352,7 @@ def _print_explanation(found: explain_flow.Explanation) -> None:
             )
             for each in found.caps
         ]
-        click.echo(_columns(header, cells, right=range(3, 7)))
+        click.echo(terminal.columns(header, cells, right=range(3, 7)))
 
 
 def _amounts(each: explain_flow.CapLine) -> tuple[str | None, ...]:
@@ -372,12 +364,15 @@ def _amounts(each: explain_flow.CapLine) -> tuple[str | None, ...]:
 @click.option("--since", default="30d", show_default=True, help="A date (2026-11-01) or an age (30d).")
 @click.option("--until", default="", help="A date, exclusive [now].")
 @click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
-@_setting_options(_STORE)
+@terminal.setting_options(terminal.STORE)
 def report(by: str, since: str, until: str, form: str, **options: object) -> None:
     """Show spend, savings and counts from the ledger.
 
-    Days and months are those of the organisation's timezone; a task counts
-    when it was settled.
+    Days, ISO weeks and months are those of the organisation's timezone; a task
+    counts when it was settled. --by tag groups by each name=value of
+    X-Wave-Tags, --by label by each label of the team's file as it is now: a
+    task with two of them is in both lines, in full. The total counts each task
+    once, so there it may be less than the sum of the lines.
 
     \b
     Example:
@@ -388,24 +383,30 @@ def report(by: str, since: str, until: str, form: str, **options: object) -> Non
     if unknown or len(set(groups)) != len(groups):
         raise click.UsageError(f"--by {by!r}: name each once, of {', '.join(report_flow.GROUPS)}")
     store = settings.parse(options, os.environ)
-    timezone = budget.timezone_of(_organisation(store).timezone)
+    policies = _policies_for_report(store)
+    timezone = budget.timezone_of(policies.organisation.timezone)
+    labels = {name: team.labels for name, team in policies.teams.items()}
     now = time.time()
     first, last = _moment("--since", since, now, timezone), _moment("--until", until, now, timezone)
 
-    def read(tx: database.Tx) -> list[report_flow.Line]:
-        return report_flow.report(tx, by=groups, since=first, until=last, timezone=timezone)
+    def read(tx: database.Tx) -> tuple[list[report_flow.Line], report_flow.Line]:
+        asked = functools.partial(report_flow.report, tx, since=first, until=last, timezone=timezone, labels=labels)
+        return asked(by=groups), report_flow.total(asked(by=()))
 
-    lines = _read_store(store, read)
-    click.echo({"table": _table, "csv": _csv, "json": _json}[form](groups, lines), nl=form != "csv")
+    lines, total = terminal.read_store(app.database_file(store), read)
+    if form == "table":
+        click.echo(_table(groups, lines, total))
+    else:
+        click.echo({"csv": _csv, "json": _json}[form](groups, lines), nl=form != "csv")
 
 
-def _organisation(store: settings.Settings) -> policy.Organisation:
-    """The organisation's own settings where the policy files can be read; a report does not need them."""
+def _policies_for_report(store: settings.Settings) -> policy.PolicySet:
+    """The policies where their files can be read; a report does not need them."""
     try:
-        return policy_files.load(store.policies).organisation
+        return policy_files.load(store.policies)
     except policy_files.PolicyErrors:
-        click.echo(f"{store.policies} cannot be read; days are those of UTC.", err=True)
-        return policy.Organisation()
+        click.echo(f"{store.policies} cannot be read; days are those of UTC, and labels are unknown.", err=True)
+        return policy.PolicySet()
 
 
 def _moment(option: str, text: str, now: float, timezone: datetime.tzinfo) -> float:
@@ -435,16 +436,17 @@ def _cells(line: report_flow.Line) -> tuple[str, ...]:
     )
 
 
-def _table(groups: Sequence[str], lines: Sequence[report_flow.Line]) -> str:
+def _table(groups: Sequence[str], lines: Sequence[report_flow.Line], total: report_flow.Line) -> str:
+    """A table of 80 columns, unless its amounts alone are wider."""
     if not lines:
         return "Nothing was settled in this time."
-    total = report_flow.total(lines)
     header = (*groups, "tasks", "images", "cost", "free", "avoided")
     rows = [(*line.group, *_cells(line)) for line in lines]
     rows.append(("total", *("" for _ in groups[1:]), *_cells(total)))
     dollars = {len(groups) + 2, len(groups) + 4}
     priced = [tuple(f"${cell}" if at in dollars else cell for at, cell in enumerate(row)) for row in rows]
-    return _columns(header, priced, right=range(len(groups), len(header)), has_total=True)
+    right = range(len(groups), len(header))
+    return terminal.columns(header, priced, right=right, elastic=range(len(groups)), has_total=True)
 
 
 def _csv(groups: Sequence[str], lines: Sequence[report_flow.Line]) -> str:
@@ -465,7 +467,7 @@ def _json(groups: Sequence[str], lines: Sequence[report_flow.Line]) -> str:
 
 
 @cli.command()
-@_setting_options(_STORE)
+@terminal.setting_options(terminal.STORE)
 def audit(**options: object) -> None:
     """Recompute every balance from the ledger; check media rows against blobs.
 
@@ -478,45 +480,17 @@ def audit(**options: object) -> None:
     store = settings.parse(options, os.environ)
     blobs = blobs_disk.DiskBlobs(store.media)
     started = time.monotonic()
-    with click.progressbar(length=1000, label="Auditing", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.update(max(0, 1000 * done // max(total, 1) - bar.pos))
-
-        differences = _read_store(store, lambda tx: audit_flow.audit(tx, blobs, progress=progress))
+    with terminal.progress("Auditing") as progress:
+        differences = terminal.read_store(
+            app.database_file(store), lambda tx: audit_flow.audit(tx, blobs, progress=progress)
+        )
     for difference in differences:
         click.echo(difference)
     seconds = time.monotonic() - started
     if differences:
-        click.echo(f"{_count(len(differences), 'difference')}, in {seconds:.1f} s.")
+        click.echo(f"{terminal.count(len(differences), 'difference')}, in {seconds:.1f} s.")
         sys.exit(1)
     click.echo(f"The books agree to the nano, in {seconds:.1f} s.")
-
-
-def _read_store(store: settings.Settings, fn: Callable[[database.Tx], T], *, is_needed: bool = True) -> T:
-    """Read the database in --data without touching it; an empty one stands in where none is needed."""
-    path = app.database_file(store)
-    if path.exists():
-        return sqlite.scan_file(path, fn)
-    if is_needed:
-        raise errors.StartError(f"there is no ledger at {path}; name the gateway's directory with --data")
-    return sqlite.scan_empty(fn)
-
-
-def _columns(header: Sequence[str], rows: Iterable[Sequence[str]], *, right: range, has_total: bool = False) -> str:
-    """A table of text; the columns in `right` are aligned to the right."""
-    body = [tuple(row) for row in rows]
-    widths = [max(len(row[at]) for row in (header, *body)) for at in range(len(header))]
-
-    def line(row: Sequence[str]) -> str:
-        cells = (cell.rjust(widths[at]) if at in right else cell.ljust(widths[at]) for at, cell in enumerate(row))
-        return "  ".join(cells).rstrip()
-
-    rule = "  ".join("-" * width for width in widths)
-    lines = [line(header), rule, *(line(row) for row in body)]
-    if has_total:
-        lines.insert(-1, rule)
-    return "\n".join(lines)
 
 
 def new_virtual_key() -> str:

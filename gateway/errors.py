@@ -27,6 +27,7 @@ STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "max_cost_exceeded": 403,
     "not_permitted": 403,
     "task_not_found": 404,
+    "model_not_found": 404,
     "not_found": 404,
     "method_not_allowed": 405,
     "request_timeout": 408,

@@ -82,6 +82,11 @@ UPSTREAM_KEY_OK: Final = Gauge(
     ["team"],
     registry=REGISTRY,
 )
+UPSTREAM_CIRCUIT_OPEN: Final = Gauge(
+    "wave_gateway_upstream_circuit_open",
+    "1 while the upstream is down and submits are held back.",
+    registry=REGISTRY,
+)
 POLLS_AVOIDED: Final = Counter(
     "wave_gateway_upstream_polls_avoided",
     "Polls by clients that were answered without one upstream.",

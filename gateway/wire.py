@@ -132,19 +132,45 @@ def _events(values: Mapping[str, object]) -> tuple[str, ...]:
 def classify_submit(status: int, body: bytes, *, retry_after: str | None) -> task.SubmitOutcome:
     """What an answer to a submit means (CONTRACT §2); what nobody can be sure of is in doubt."""
     document = _object(body)
+    unaccepted = _unaccepted(status, document, retry_after)
+    if unaccepted is not None:
+        return unaccepted
     if 200 <= status < 300:
         upstream_task_id = None if document is None else _task_id(document)
         if upstream_task_id is None:
             return task.InDoubt(reason=f"answer {status} without a task id")
         return task.Accepted(upstream_task_id=upstream_task_id, document=body, outcome=_outcome(document or {}))
-    if status == 429:
-        return task.NotSent(reason="429", retry_after_s=_seconds(retry_after), reset_at=_reset_at(document))
-    if status in (401, 402, 403):
-        return task.NotSent(reason=str(status), retry_after_s=_seconds(retry_after), is_key_refused=True)
     is_refusal = status in (400, 404, 413, 422) or (status == 500 and _code(document) == "price_not_configured")
     if is_refusal and document is not None:
         return task.Refused(status=status, document=body)
     return task.InDoubt(reason=f"answer {status}")
+
+
+def classify_cancel(status: int, body: bytes, upstream_task_id: str, *, retry_after: str | None) -> task.CancelOutcome:
+    """What an answer to a cancel means; a 404 for a task that we know is no answer (CONTRACT §3)."""
+    document = _object(body)
+    unaccepted = _unaccepted(status, document, retry_after)
+    if unaccepted is not None:
+        return unaccepted
+    if 200 <= status < 300 and document is not None and _is_about(document, upstream_task_id):
+        return task.Told(status=status, document=body)
+    if status in (400, 409, 422) and document is not None and isinstance(document.get("error"), dict):
+        return task.Told(status=status, document=body, is_refusal=True)
+    return task.Lost(reason=f"answer {status}", is_answered=True)
+
+
+def _unaccepted(status: int, document: dict[str, object] | None, retry_after: str | None) -> task.NotSent | None:
+    """Whether the vendor did not take up the request at all: a rate limit, or a complaint about our key or wallet."""
+    if status == 429:
+        return task.NotSent(reason="429", retry_after_s=_seconds(retry_after), reset_at=_reset_at(document))
+    if status in (401, 402, 403):
+        return task.NotSent(reason=str(status), retry_after_s=_seconds(retry_after), is_key_refused=True)
+    return None
+
+
+def _is_about(document: Mapping[str, object], upstream_task_id: str) -> bool:
+    found = _task_id(document)
+    return found == upstream_task_id or (found is None and isinstance(_task_of(document).get("status"), str))
 
 
 def read_task(body: bytes, upstream_task_id: str) -> task.Outcome | None:
@@ -180,6 +206,17 @@ def _task_id(document: Mapping[str, object]) -> str | None:
         if isinstance(candidate, str) and _SANE_ID.fullmatch(candidate):
             return candidate
     return None
+
+
+def error_of(document: bytes) -> tuple[str, str] | None:
+    """(code, message) of the error that a document of the vendor holds, for people; None if it holds none."""
+    fields = _object(document) or {}
+    error = fields.get("error") or _task_of(fields).get("error")
+    if isinstance(error, str):
+        return "", error
+    if not isinstance(error, dict):
+        return None
+    return str(error.get("code") or error.get("type") or ""), str(error.get("message") or "")
 
 
 def _code(document: Mapping[str, object] | None) -> object:
@@ -302,6 +339,17 @@ def render_task(view: View) -> bytes:
     return strict_json.replace_strings(whole, lambda text: _ours_for(view, text))
 
 
+def render_cancelled(task_id: str, refunded_quota: int) -> bytes:
+    """The vendor's form of success, for a task that was cancelled here."""
+    refund = {"refunded": True, "refunded_quota": refunded_quota}
+    return strict_json.dumps({"task_id": task_id, "status": task.State.CANCELLED.value} | refund)
+
+
+def render_answer(view: View, document: bytes) -> bytes:
+    """What else the vendor answered about a task, byte for byte but for ids and links, which are made ours."""
+    return strict_json.replace_strings(document, lambda text: _ours_for(view, text))
+
+
 def _core(view: View) -> dict[str, bytes]:
     values = {
         "task_id": view.task_id,
@@ -317,8 +365,10 @@ def _core(view: View) -> dict[str, bytes]:
 def _ours(view: View) -> dict[str, bytes]:
     """The object before the vendor has answered, or where it never did."""
     fields = _core(view) | {"pre_consumed_cost": strict_json.dumps(0 if view.is_free else view.quote_quota)}
-    if view.failure is not None and view.state in task.ENDED:
-        fields |= {"cost": b"0", "error": view.failure}
+    if view.state in task.ENDED:
+        fields["cost"] = b"0"
+        if view.failure is not None:
+            fields["error"] = view.failure
     return fields
 
 

@@ -19,7 +19,7 @@ REQUEST = '{"model":"gemini-2.5-flash-image-preview","prompt":"a fox","seed":7}'
 
 
 def test_help_of_every_command_fits_80_columns_and_shows_an_example():
-    groups = [[], ["keys"], ["policy"]]
+    groups = [[], ["keys"], ["policy"], ["tasks"], ["cache"], ["media"]]
     for group in groups:
         text = process.run_cli(*group, "--help").stdout
         commands = re.findall(r"^  ([a-z]+) ", text.partition("Commands:")[2], re.MULTILINE)
@@ -134,6 +134,19 @@ def test_report_as_csv_and_json_holds_decimal_strings(spent):
             "avoided_usd": "0.02656",
         }
     ]
+
+
+def test_explain_counts_a_media_url_of_the_gateway_as_the_gateway_does(spent, tmp_path):
+    _, _, page = spent.call("GET", "/v1/tasks")
+    file = tmp_path / "edit.json"
+    body = {"model": "gemini-2.5-flash-image-preview", "prompt": "a fox", "seed": 8, "action": "edit"}
+    body["image_urls"] = [url for image in page["data"][0]["result"]["images"] for url in image["url"]]
+    file.write_text(json.dumps(body))
+    _, _, dry = spent.call("POST", "/v1/tasks", body, **{"X-Wave-Dry-Run": "true"})
+    words = ["policy", "explain", "--team", "growth", "--format", "json", str(file), "--public-url"]
+    here, elsewhere = (json.loads(spent.cli(*words, url).stdout) for url in (spent.url, "https://elsewhere.example"))
+    assert (here["decision"], here["fingerprint"]) == ("allow", dry["fingerprint"])
+    assert here["fingerprint"] != elsewhere["fingerprint"]
 
 
 def test_report_of_a_time_without_tasks_says_so_and_a_wrong_date_is_refused(spent):

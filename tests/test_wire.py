@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway import errors, wire
-from gateway.rules.task import Accepted, Event, InDoubt, Media, NotSent, Outcome, Refused, State
+from gateway.rules.task import Accepted, Event, InDoubt, Lost, Media, NotSent, Outcome, Refused, State, Told
 
 # A submit inward.
 
@@ -323,6 +323,58 @@ def test_a_complaint_about_our_key_or_wallet_is_ours_to_mend(status: int, body: 
     )
 
 
+# The answer to a cancel.
+
+CANCELLED = b'{"task_id":"t-1","status":"cancelled","refunded":true,"refunded_quota":50000}'
+NOT_CANCELLABLE = b'{"error":{"message":"the task is processing","code":"task_not_cancellable"}}'
+
+
+@pytest.mark.parametrize(
+    "body", [CANCELLED, b'{"status":"canceled"}', b'{"code":"success","data":"t-1"}', b'{"data":{"id":"t-1"}}']
+)
+def test_a_yes_to_a_cancel_is_told_as_it_is(body: bytes) -> None:
+    assert wire.classify_cancel(200, body, "t-1", retry_after=None) == Told(status=200, document=body)
+
+
+@pytest.mark.parametrize("status", [400, 409, 422])
+def test_a_no_to_a_cancel_is_told_as_it_is(status: int) -> None:
+    told = wire.classify_cancel(status, NOT_CANCELLABLE, "t-1", retry_after=None)
+    assert told == Told(status=status, document=NOT_CANCELLABLE, is_refusal=True)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (200, b""),
+        (200, b"<html>"),
+        (200, b"{}"),
+        (200, b'["cancelled"]'),
+        (200, b'{"task_id":"t-2","status":"cancelled"}'),
+        (204, b""),
+        (302, CANCELLED),
+        (400, b"no"),
+        (400, b'{"error":"no"}'),
+        (404, b'{"error":{"message":"no such task","code":"task_not_found"}}'),
+        (405, NOT_CANCELLABLE),
+        (500, NOT_CANCELLABLE),
+        (503, CANCELLED),
+    ],
+)
+def test_any_other_answer_to_a_cancel_says_nothing(status: int, body: bytes) -> None:
+    lost = wire.classify_cancel(status, body, "t-1", retry_after=None)
+    assert lost == Lost(reason=f"answer {status}", is_answered=True)
+
+
+@pytest.mark.parametrize("status", [401, 402, 403])
+def test_a_cancel_that_meets_a_complaint_about_our_key_was_not_taken_up(status: int) -> None:
+    refused = wire.classify_cancel(status, NOT_CANCELLABLE, "t-1", retry_after=None)
+    assert refused == NotSent(reason=str(status), is_key_refused=True)
+
+
+def test_a_cancel_that_meets_a_rate_limit_was_not_taken_up() -> None:
+    assert wire.classify_cancel(429, b"", "t-1", retry_after="7") == NotSent(reason="429", retry_after_s=7)
+
+
 # A poll's answer.
 
 
@@ -506,6 +558,7 @@ def test_any_answer_is_classified_and_none_is_an_error(body: bytes) -> None:
     wire.read_task(body, "t")
     for status in (200, 400, 429, 500):
         wire.classify_submit(status, body, retry_after=None)
+        wire.classify_cancel(status, body, "t", retry_after=None)
 
 
 # A task outward.
@@ -551,6 +604,25 @@ def test_before_the_vendor_answered_the_object_is_ours(state: State) -> None:
 
 def test_a_follower_before_the_vendor_answered_costs_nothing() -> None:
     assert shown(None, State.FOLLOWING, quote_quota=21250, is_free=True)["pre_consumed_cost"] == 0
+
+
+def test_a_task_that_was_cancelled_before_it_reached_the_vendor_costs_nothing() -> None:
+    assert render(None, State.CANCELLED, quote_quota=5) == (
+        '{"task_id":"task-wg01jxyzabcdefghjkmnpqrstv","model":"gemini-3-pro-image-preview","action":"generate",'
+        '"status":"cancelled","created_at":1781692200500,"progress":0,"pre_consumed_cost":5,"cost":0}'
+    )
+
+
+def test_a_cancel_of_ours_is_answered_in_the_vendors_form() -> None:
+    assert wire.render_cancelled("task-wg1", 6641) == (
+        b'{"task_id":"task-wg1","status":"cancelled","refunded":true,"refunded_quota":6641}'
+    )
+
+
+def test_the_vendors_answer_to_a_cancel_keeps_its_bytes_but_for_ids() -> None:
+    said = b'{"task_id": "task-wave20260617a42", "refunded_quota": 1.10, "x": {"id": "task-wave20260617a42"}}'
+    ours = b'{"task_id": "task-wg01jxyzabcdefghjkmnpqrstv", "refunded_quota": 1.10, "x": {"id": "%s"}}'
+    assert wire.render_answer(view(QUEUED), said) == ours % OURS.encode()
 
 
 def test_a_task_that_never_reached_the_vendor_fails_at_no_cost() -> None:

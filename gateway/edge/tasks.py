@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+import dataclasses
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from starlette.requests import Request
@@ -11,13 +12,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway import errors
-from gateway.edge import auth, render
-from gateway.flow import parts, read, submit
-from gateway.rules import money, policy, task
+from gateway.edge import auth, render, wishes
+from gateway.flow import cancel as cancelling
+from gateway.flow import explain, listing, parts, read, submit
+from gateway.rules import money, policy, strict_json, task
 from gateway.store import tasks
 
-_IDEMPOTENCY_KEY: Final = re.compile(r"[!-~][ -~]{0,254}", re.ASCII)
-_WAIT: Final = re.compile(r'wait\s*=\s*"?(\d{1,6})"?(?:\s*;.*)?', re.ASCII | re.IGNORECASE)
 _CACHE_STATUS: Final[Mapping[str, str]] = {
     "HIT": "hit",
     "MISS": "fwd=miss; stored",
@@ -32,26 +32,61 @@ def routes(with_parts: parts.Parts, keys: auth.Keys, *, max_wait_s: int) -> list
     async def post(request: Request) -> Response:
         caller = keys.caller(request.headers.get("authorization"), policy.Permission.SUBMIT)
         body = await request.body()
-        options = _options(request)
+        options = wishes.options(request)
         try:
+            if wishes.is_dry_run(request):
+                return _explained(await explain.dry_run(with_parts, caller, body, options))
             result = await submit.submit(with_parts, caller, body, options)
         except errors.CallerError as error:
             raise _judged_by_type(error, request) from None
         if isinstance(result, policy.Deny):
             raise denied(result)
-        return await _answer(with_parts, result, _wait_s(request, max_wait_s))
+        return await _answer(with_parts, result, wishes.wait_s(request, max_wait_s))
+
+    async def post_sync(request: Request) -> Response:
+        caller = keys.caller(request.headers.get("authorization"), policy.Permission.SUBMIT)
+        result = await submit.submit(with_parts, caller, await request.body(), wishes.options(request))
+        if isinstance(result, policy.Deny):
+            raise denied(result)
+        return await _answer(with_parts, result, max_wait_s, is_sync=True)
+
+    async def list_own(request: Request) -> Response:
+        caller = keys.caller(request.headers.get("authorization"), policy.Permission.READ)
+        found = await listing.page(with_parts, caller.team, wishes.query(request))
+        data = strict_json.join_items(list(found.documents))
+        ends = strict_json.dumps({"has_more": found.next_before is not None, "next_before": found.next_before})
+        return render.json_response(strict_json.join_fields({"data": data} | strict_json.fields_of(ends)))
 
     async def get(request: Request) -> Response:
         caller = keys.caller(request.headers.get("authorization"), policy.Permission.READ)
         seen = await read.get(with_parts, caller.team, request.path_params["task_id"])
         if seen is None:
-            raise errors.CallerError("task_not_found", "There is no task with this id among your team's tasks.")
-        return await _shown(with_parts, seen, _wait_s(request, max_wait_s))
+            raise _unknown_task()
+        answer = await _shown(with_parts, seen, wishes.wait_s(request, max_wait_s))
+        return _unless_known(answer, request)
 
     return [
         Route("/v1/tasks", post, methods=["POST"]),
+        Route("/v1/tasks", list_own, methods=["GET"]),
+        Route("/v1/tasks/sync", post_sync, methods=["POST"]),
         Route("/v1/tasks/{task_id}", get, methods=["GET"]),
+        Route("/v1/tasks/{task_id}/cancel", _cancel(with_parts, keys), methods=["POST"]),
     ]
+
+
+def _cancel(with_parts: parts.Parts, keys: auth.Keys) -> Callable[[Request], Awaitable[Response]]:
+    async def cancel(request: Request) -> Response:
+        caller = keys.caller(request.headers.get("authorization"), policy.Permission.CANCEL)
+        answer = await cancelling.cancel(with_parts, caller.team, request.path_params["task_id"])
+        if answer is None:
+            raise _unknown_task()
+        return render.json_response(answer.document, answer.status)
+
+    return cancel
+
+
+def _unknown_task() -> errors.CallerError:
+    return errors.CallerError("task_not_found", "There is no task with this id among your team's tasks.")
 
 
 def denied(deny: policy.Deny) -> errors.CallerError:
@@ -62,18 +97,54 @@ def denied(deny: policy.Deny) -> errors.CallerError:
     )
 
 
-async def _answer(with_parts: parts.Parts, submitted: submit.Submitted, wait_s: int | None) -> Response:
+async def _answer(
+    with_parts: parts.Parts, submitted: submit.Submitted, wait_s: int | None, *, is_sync: bool = False
+) -> Response:
     row = submitted.row
     replayed = {"Idempotent-Replayed": "true"} if submitted.is_replay else {}
     if row.state is task.State.REFUSED and row.document is not None:
         return render.json_response(row.document, row.refusal_status or 400, headers=replayed)
-    if row.state is task.State.FAILED and row.upstream_task_id is None and row.attempts == 1:
+    if row.state is task.State.FAILED and row.is_awaited() and row.upstream_task_id is None and not row.idempotency_key:
         raise errors.UpstreamError(
             "upstream_unavailable",
             "The upstream cannot take the task now and nothing was spent; send it again later.",
             headers=replayed | {"Retry-After": "30"},
         )
+    if is_sync:
+        return await _synchronous(with_parts, row, wait_s or 0, replayed)
     return await _shown(with_parts, await read.show(with_parts, row), wait_s, replayed)
+
+
+async def _synchronous(with_parts: parts.Parts, row: tasks.Task, wait_s: int, headers: Mapping[str, str]) -> Response:
+    """The vendor's old form: the task when it has ended, else where to poll for it."""
+    seen = await read.wait(with_parts, await read.show(with_parts, row), wait_s=wait_s)
+    document = seen.document
+    if seen.row.state in task.OPEN:
+        fields = strict_json.fields_of(document)
+        kept = {name: fields[name] for name in ("task_id", "status", "progress")}
+        url = f"{with_parts.public_url}/v1/tasks/{row.id}"
+        document = strict_json.join_fields(kept | {"poll_url": strict_json.dumps(url)})
+    return render.json_response(document, headers=_headers(seen) | dict(headers))
+
+
+def _unless_known(answer: Response, request: Request) -> Response:
+    """Give the answer its ETag, and 304 to a client that has it already."""
+    tag = f'"{hashlib.sha256(bytes(answer.body)).hexdigest()[:32]}"'
+    answer.headers["ETag"] = tag
+    known = [each.strip().removeprefix("W/") for each in request.headers.get("if-none-match", "").split(",")]
+    if tag not in known and "*" not in known:
+        return answer
+    headers = {name: value for name, value in answer.headers.items() if name not in ("content-length", "content-type")}
+    return Response(status_code=304, headers=headers)
+
+
+def _explained(found: explain.Explanation) -> Response:
+    """A dry run's document; what is not to be told is left out."""
+    said = {name: value for name, value in dataclasses.asdict(found).items() if value is not None}
+    said["caps"] = [
+        {name: value for name, value in cap.items() if value is not None or name == "reset_at"} for cap in said["caps"]
+    ]
+    return render.json_response(said)
 
 
 async def _shown(
@@ -84,26 +155,6 @@ async def _shown(
         applied["Preference-Applied"] = f"wait={wait_s}"
         seen = await read.wait(with_parts, seen, wait_s=wait_s)
     return render.json_response(seen.document, headers=_headers(seen) | applied)
-
-
-def _wait_s(request: Request, max_wait_s: int) -> int | None:
-    """The `wait` of a Prefer header (RFC 7240), at most ours; None if there is none."""
-    for preference in ",".join(request.headers.getlist("prefer")).split(","):
-        found = _WAIT.fullmatch(preference.strip())
-        if found is not None:
-            return min(int(found.group(1)), max_wait_s)
-    return None
-
-
-def _options(request: Request) -> submit.Options:
-    idempotency_key = request.headers.get("idempotency-key")
-    if idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
-        raise errors.CallerError(
-            "invalid_request",
-            "Idempotency-Key must be 1 to 255 printable ASCII characters.",
-            details={"param": "Idempotency-Key"},
-        )
-    return submit.Options(request_id=render.request_id_of(request.scope), idempotency_key=idempotency_key)
 
 
 def _judged_by_type(error: errors.CallerError, request: Request) -> errors.CallerError:

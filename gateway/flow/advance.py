@@ -87,6 +87,33 @@ def expire(tx: Tx, row: tasks.Task, *, now: float, why: str, is_answer: bool = F
     return ended
 
 
+def withdraw(tx: Tx, row: tasks.Task, *, now: float) -> Change | None:
+    """The client cancels what the vendor never had: a waiting task is released, a follower leaves its leader."""
+    ended = _end(tx, row, task.Event.WITHDRAWN, now=now, cost_nanos=0)
+    if ended is not None and row.state in task.HOLDING:
+        ledger.release(tx, hold_of(row), now=now, why="cancelled before it was accepted")
+    return ended
+
+
+def hide(tx: Tx, row: tasks.Task) -> None:
+    """Nobody may follow the task from now on: it may be about to be cancelled."""
+    tasks.note(tx, row, inflight=None)
+
+
+def unhide(tx: Tx, row: tasks.Task) -> None:
+    """The task goes on: it may be followed again, as `row` could be, unless another one took its place."""
+    now_row = tasks.get(tx, row.id)
+    if row.inflight is None or now_row is None or now_row.state not in (task.State.SUBMITTED, task.State.DELIVERED):
+        return
+    if tasks.get_leader(tx, row.inflight) is None:
+        tasks.note(tx, now_row, inflight=row.inflight)
+
+
+def hasten(tx: Tx, row: tasks.Task, *, now: float) -> None:
+    """Poll the task at once, if it is still under way."""
+    tasks.note(tx, row, next_at=now)
+
+
 def abandon(tx: Tx, row: tasks.Task, *, now: float) -> Change | None:
     """In doubt for too long: only an operator ends the hold. Nobody follows the task any more."""
     failure = strict_json.dumps(
@@ -216,14 +243,18 @@ def _deliver(tx: Tx, row: tasks.Task, outcome: task.Outcome, document: bytes, *,
 
 
 def _put_off(tx: Tx, row: tasks.Task, outcome: task.NotSent, *, now: float, luck: float) -> Change | None:
-    """Not accepted this time. A task in doubt stays in doubt: an earlier POST may have arrived."""
-    at = now + retry.resubmit_delay(row.attempts, luck=luck, retry_after_s=outcome.retry_after_s)
+    """Not accepted this time. A task in doubt stays in doubt: an earlier POST may have arrived.
+
+    With a complaint about our key, Retry-After is not heard: a key that is mended is to be used at once.
+    """
+    retry_after_s = None if outcome.is_key_refused else outcome.retry_after_s
+    at = now + retry.resubmit_delay(row.attempts, luck=luck, retry_after_s=retry_after_s)
     waiting = _move(tx, row, task.Event.NOT_SENT, next_at=min(at, row.deadline_at))
     if waiting is None:
         return _stay(tx, row, at)
     if outcome.reset_at is not None and outcome.reset_at > row.deadline_at:
         why = "the vendor's quota window resets past the deadline"
-        return expire(tx, waiting.row, now=now, why=why, is_answer=row.attempts == 1)
+        return expire(tx, waiting.row, now=now, why=why, is_answer=row.is_awaited())
     return waiting
 
 

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 from gateway import errors, metrics
 from gateway.flow import advance, parts
-from gateway.rules import policy, task
+from gateway.rules import circuit, policy, task
 from gateway.store import tasks
 from gateway.store.database import Tx
 
@@ -30,9 +30,11 @@ def digest_of(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-async def post(with_parts: parts.Parts, row: tasks.Task, key: str) -> None:
+async def post(with_parts: parts.Parts, row: tasks.Task, key: str, *, traceparent: str | None = None) -> None:
     """Send the task upstream once and record what came of it."""
-    outcome = await _send(with_parts, row, key)
+    began_at = with_parts.clock()
+    outcome = await _send(with_parts, row, key, traceparent)
+    with_parts.circuit.hear(circuit.word_of(outcome), began_at=began_at, now=with_parts.clock())
     if isinstance(outcome, (task.Accepted, task.Refused)):
         note_key(row.team, row.id, is_refused=False)
     elif isinstance(outcome, task.NotSent) and outcome.is_key_refused:
@@ -63,12 +65,14 @@ async def _record(with_parts: parts.Parts, row: tasks.Task, outcome: task.Submit
 
 def _refuses_outages(with_parts: parts.Parts, row: tasks.Task) -> bool:
     team = with_parts.in_force.policies.teams.get(row.team)
-    return row.attempts == 1 and team is not None and team.upstream_down is policy.UpstreamDown.REFUSE
+    return row.is_awaited() and team is not None and team.upstream_down is policy.UpstreamDown.REFUSE
 
 
-async def _send(with_parts: parts.Parts, row: tasks.Task, key: str) -> task.SubmitOutcome:
+async def _send(with_parts: parts.Parts, row: tasks.Task, key: str, traceparent: str | None) -> task.SubmitOutcome:
     try:
-        return await with_parts.upstream.submit(row.request, key=key, idempotency_key=row.upstream_idempotency_key)
+        return await with_parts.upstream.submit(
+            row.request, key=key, idempotency_key=row.upstream_idempotency_key, traceparent=traceparent
+        )
     except Exception:  # a bug of ours must not leave a hold that nobody looks after
         log.exception("task %s: the POST failed in a way that nobody foresaw", row.id)
         return task.InDoubt(reason="unforeseen")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
-from gateway.flow import plan
+from gateway import wire
+from gateway.flow import mirror, parts, plan, references, submit
 from gateway.rules import budget, money, policy, pricing
 from gateway.rules import request as requests
 from gateway.rules.money import Nanos
-from gateway.store import ledger, tasks
+from gateway.store import blobs_disk, ledger, tasks
 from gateway.store.database import Tx
 
 
@@ -45,6 +45,28 @@ class Explanation:
     caps: tuple[CapLine, ...]
 
 
+async def dry_run(with_parts: parts.Parts, caller: submit.Caller, body: bytes, options: submit.Options) -> Explanation:
+    """Explain what this submit would meet; stores, sends and counts nothing. Raises CallerError as a submit does."""
+    request = await references.resolved(with_parts, wire.parse_submit(body))
+    policies, now = with_parts.in_force.policies, with_parts.clock()
+    team = submit.team_of(policies, caller)
+
+    def read(tx: Tx) -> Explanation:
+        return explain(
+            tx,
+            policies,
+            team,
+            caller.key,
+            request,
+            now=now,
+            max_cost_nanos=options.max_cost_nanos,
+            wish=options.cache,
+            blobs=with_parts.blobs,
+        )
+
+    return await with_parts.database.read(read)
+
+
 def explain(
     tx: Tx,
     policies: policy.PolicySet,
@@ -54,20 +76,29 @@ def explain(
     *,
     now: float,
     max_cost_nanos: Nanos | None = None,
-    is_kept: Callable[[tasks.Task], bool] = lambda _: True,
+    wish: plan.CacheMode = plan.CacheMode.DEFAULT,
+    blobs: blobs_disk.DiskBlobs | None = None,
 ) -> Explanation:
-    """Explain what a submit would meet at this instant; `is_kept` tells whether a result's files are still there."""
+    """Explain what a submit would meet at this instant; with `blobs` a hit is one only if its files are there."""
     planned = plan.make(tx, policies, team, key, request, now=now)
     if isinstance(planned, policy.Deny):
         return _denied(planned, quote_nanos=0, fingerprint=None, cache="bypass", changed=(), caps=())
-    free = _cache(tx, planned, now, is_kept)
+    if wish is plan.CacheMode.NO_STORE:
+        planned = dataclasses.replace(planned, fingerprint=None)
+    free = "miss" if wish is plan.CacheMode.REFRESH and planned.fingerprint else _cache(tx, planned, now, blobs)
     if free in ("hit", "coalesced"):
         return _allowed(tx, planned, quote_nanos=0, cache=free)
+    if wish is plan.CacheMode.ONLY_IF_CACHED:
+        said = plan.deny_uncached()
+        changed = planned.allow.changed
+        return _denied(said, quote_nanos=0, fingerprint=planned.fingerprint, cache=free, changed=changed, caps=())
     reached = plan.reached_threshold(tx, planned, now=now)
     if reached is not None:
         again = plan.rewritten(planned, reached)
         without = dataclasses.replace(team, thresholds=())
-        found = explain(tx, policies, without, key, again, now=now, max_cost_nanos=max_cost_nanos, is_kept=is_kept)
+        found = explain(
+            tx, policies, without, key, again, now=now, max_cost_nanos=max_cost_nanos, wish=wish, blobs=blobs
+        )
         return dataclasses.replace(found, rule=reached.origin if found.decision == "allow" else found.rule)
     return _priced(tx, planned, now, free, max_cost_nanos)
 
@@ -91,11 +122,11 @@ def _priced(tx: Tx, planned: plan.Plan, now: float, free: str, max_cost_nanos: N
     return _allowed(tx, planned, quote_nanos=quoted.nanos, cache=free)
 
 
-def _cache(tx: Tx, planned: plan.Plan, now: float, is_kept: Callable[[tasks.Task], bool]) -> str:
+def _cache(tx: Tx, planned: plan.Plan, now: float, blobs: blobs_disk.DiskBlobs | None) -> str:
     if planned.fingerprint is None:
         return "bypass"
     source = tasks.get_result(tx, planned.fingerprint, since=now - planned.team.cache.ttl_s)
-    if source is not None and is_kept(source):
+    if source is not None and (blobs is None or mirror.is_kept(blobs, tasks.media_of(tx, source.id), source.n)):
         return "hit"
     return "miss" if tasks.get_leader(tx, planned.fingerprint) is None else "coalesced"
 

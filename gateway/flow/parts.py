@@ -8,7 +8,7 @@ import dataclasses
 import ipaddress
 from collections.abc import Callable, Iterator
 
-from gateway.flow import watch
+from gateway.flow import circuit, watch
 from gateway.outbound import download, upstream
 from gateway.rules import policy, rate
 from gateway.store import blobs_disk, cache, database
@@ -59,12 +59,15 @@ class Parts:
     new_task_id: Callable[[], str]
     public_url: str
     media_public_url: str
+    is_media_public_url_given: bool = False
+    """True: the upstream may be told to fetch our media there."""
     allow_private: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
     submit_deadline_s: float = 120.0
     mirror_patience_s: float = 20.0
     min_free_bytes: int = 0
     attempts: dict[str, asyncio.Task[None]] = dataclasses.field(default_factory=dict)
     """First POSTs under way, by task id; each runs to its end whether or not its client stays."""
+    circuit: circuit.UpstreamCircuit = dataclasses.field(default_factory=circuit.UpstreamCircuit)
     buckets: dict[str, rate.Bucket] = dataclasses.field(default_factory=dict)
     """`requests_per_minute`, by team."""
     wake_mirror: Callable[[], None] = lambda: None

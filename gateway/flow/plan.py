@@ -6,13 +6,27 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 from fractions import Fraction
 
+from gateway.flow import references
 from gateway.rules import budget, fingerprint, policy, pricing
 from gateway.rules import request as requests
 from gateway.rules.money import Nanos
 from gateway.store import ledger
 from gateway.store.database import Tx
+
+
+class CacheMode(enum.StrEnum):
+    """What a client wants of the result cache."""
+
+    DEFAULT = ""
+    NO_STORE = "no-store"
+    """Neither read, written nor joined."""
+    REFRESH = "refresh"
+    """Not read or joined, but written."""
+    ONLY_IF_CACHED = "only-if-cached"
+    """A hit or a leader to follow, else nothing."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +63,7 @@ def make(
         asked=request,
         allow=decided,
         fingerprint=fingerprint.of(sent, scope=scope) if policy.is_cacheable(team, sent) else None,
-        price=pricing.quote(policies, team, decided, budget.today(now, timezone)),
+        price=references.deny(sent) or pricing.quote(policies, team, decided, budget.today(now, timezone)),
         allowances=budget.touched(policies, team, key=key, models=models, now=now),
     )
 
@@ -77,6 +91,15 @@ def deny_cost(quoted: pricing.Quote, limit_nanos: Nanos | None, n: int) -> polic
         code="max_cost_exceeded",
         message="The request may cost more than its X-Wave-Max-Cost-Usd; raise that or ask for less.",
         rule="X-Wave-Max-Cost-Usd",
+    )
+
+
+def deny_uncached() -> policy.Deny:
+    """The answer to a client that wants a kept result or none."""
+    return policy.Deny(
+        code="only_if_cached",
+        message="No result of this request is kept or on its way; send it without X-Wave-Cache: only-if-cached.",
+        rule="X-Wave-Cache",
     )
 
 

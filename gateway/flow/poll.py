@@ -12,7 +12,7 @@ from typing import Final
 
 from gateway.flow import advance, attempt, parts
 from gateway.outbound import upstream
-from gateway.rules import retry, task
+from gateway.rules import circuit, retry, task
 from gateway.store import tasks
 
 WITHOUT_KEY_AGAIN_S: Final = 10.0
@@ -40,9 +40,11 @@ async def step(with_parts: parts.Parts, task_id: str) -> None:
         again = with_parts.clock() + WITHOUT_KEY_AGAIN_S
         await with_parts.database.write(lambda tx: tasks.note(tx, row, next_at=again))
         return
-    with_parts.watch.polled(row.id, now=with_parts.clock())
+    began_at = with_parts.clock()
+    with_parts.watch.polled(row.id, now=began_at)
     polled = await with_parts.upstream.poll(row.upstream_task_id, key=key)
     now, luck = with_parts.clock(), with_parts.luck()
+    with_parts.circuit.hear(_word_of(polled), began_at=began_at, now=now)
     if isinstance(polled, upstream.Trouble):
         if polled.is_key_refused:
             attempt.note_key(row.team, row.id, is_refused=True)
@@ -76,3 +78,10 @@ def key_for(with_parts: parts.Parts, row: tasks.Task) -> str | None:
     team = with_parts.in_force.policies.teams.get(row.team)
     present = with_parts.upstream_key(team.upstream_key) if team is not None else None
     return present or key
+
+
+def _word_of(polled: upstream.Polled | upstream.Trouble) -> circuit.Word:
+    """What a poll says about the upstream."""
+    if isinstance(polled, upstream.Polled) or polled.is_key_refused:
+        return circuit.Word.THERE
+    return circuit.Word.DOWN if polled.is_down else circuit.Word.NOTHING

@@ -54,17 +54,20 @@ async def wait(with_parts: parts.Parts, seen: Seen, *, wait_s: float) -> Seen:
 
 async def show(with_parts: parts.Parts, row: tasks.Task) -> Seen:
     """A task that was just submitted."""
-    return await with_parts.database.read(lambda tx: _show(tx, with_parts, row))
+    return await with_parts.database.read(lambda tx: shown(tx, with_parts, row))
 
 
 def _get(tx: Tx, with_parts: parts.Parts, team: str, task_id: str) -> Seen | None:
     row = tasks.get(tx, task_id)
-    return None if row is None or row.team != team else _show(tx, with_parts, row)
+    return None if row is None or row.team != team else shown(tx, with_parts, row)
 
 
-def _show(tx: Tx, with_parts: parts.Parts, row: tasks.Task) -> Seen:
+def shown(tx: Tx, with_parts: parts.Parts, row: tasks.Task) -> Seen:
+    """A task with its document, within a transaction of the caller."""
     paid = row if row.leader_id is None else tasks.get(tx, row.leader_id) or row
     state = paid.state if row.state is task.State.FOLLOWING and paid.state in task.OPEN else row.state
+    if _has_left(row, paid):
+        paid = row
     media = tasks.media_of(tx, paid.id)
     view = wire.View(
         task_id=row.id,
@@ -87,6 +90,11 @@ def _show(tx: Tx, with_parts: parts.Parts, row: tasks.Task) -> Seen:
         upstream_task_id=paid.upstream_task_id,
         is_upstream_unavailable=paid.state in (task.State.WAITING, task.State.IN_DOUBT),
     )
+
+
+def _has_left(row: tasks.Task, paid: tasks.Task) -> bool:
+    """Whether a follower was cancelled by itself: what becomes of its leader is no news about it."""
+    return row.state is task.State.CANCELLED and (paid.state, paid.ended_at) != (row.state, row.ended_at)
 
 
 def _link(with_parts: parts.Parts, medium: tasks.Medium) -> str | None:

@@ -1,17 +1,26 @@
-"""What was spent, avoided and counted, from the ledger and the task rows, grouped as asked."""
+"""What was spent, avoided and counted, from the ledger and the task rows, grouped as asked.
+
+A task with several tags, or of a team with several labels, is in the group of each; its cost is not split. So lines
+by tag or label may add up to more than was spent, and the total is never made of them: it is the report `by` nothing.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Sequence
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from gateway.rules import budget
 from gateway.store import ledger, tasks
 from gateway.store.database import Row, Tx
 
-GROUPS: Final = ("team", "key", "model", "tier", "day", "month")
+GROUPS: Final = ("team", "key", "model", "tier", "action", "tag", "label", "day", "week", "month")
+
+Labels = Mapping[str, Mapping[str, str]]
+"""Labels by team."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,32 +36,35 @@ class Line:
     avoided_nanos: int = 0
 
 
-def report(tx: Tx, *, by: Sequence[str], since: float, until: float, timezone: datetime.tzinfo) -> list[Line]:
+def report(
+    tx: Tx, *, by: Sequence[str], since: float, until: float, timezone: datetime.tzinfo, labels: Labels | None = None
+) -> list[Line]:
     """Spend by the groups asked for, over what was settled in [since, until), in unix seconds.
 
-    A day or month is that of the settle, in `timezone`. Sorted by group.
+    A day, ISO week or month is that of the settle, in `timezone`. `labels` are those of the policies in force. Sorted
+    by group. A tag or label is `name=value`, empty where there is none.
     """
     lines: dict[tuple[str, ...], Line] = {}
     for paid in ledger.settles(tx, since=since, until=until):
-        group = _group(by, paid, paid["at"], timezone)
-        line = lines.get(group, Line(group=group))
-        lines[group] = dataclasses.replace(
-            line,
-            tasks=line.tasks + 1,
-            images=line.images + paid["images"],
-            cost_nanos=line.cost_nanos + paid["nanos"],
-        )
+        for group in _groups(by, paid, paid["at"], timezone, labels or {}):
+            line = lines.get(group, Line(group=group))
+            lines[group] = dataclasses.replace(
+                line,
+                tasks=line.tasks + 1,
+                images=line.images + paid["images"],
+                cost_nanos=line.cost_nanos + paid["nanos"],
+            )
     for free in tasks.free_results(tx, since=since, until=until):
-        group = _group(by, free, free["ended_at"], timezone)
-        line = lines.get(group, Line(group=group))
-        lines[group] = dataclasses.replace(
-            line, free=line.free + 1, avoided_nanos=line.avoided_nanos + free["avoided_nanos"]
-        )
+        for group in _groups(by, free, free["ended_at"], timezone, labels or {}):
+            line = lines.get(group, Line(group=group))
+            lines[group] = dataclasses.replace(
+                line, free=line.free + 1, avoided_nanos=line.avoided_nanos + free["avoided_nanos"]
+            )
     return [lines[group] for group in sorted(lines)]
 
 
 def total(lines: Sequence[Line]) -> Line:
-    """The sum of all lines."""
+    """The sum of all lines; not for lines by tag or label, in which a task may be twice."""
     return Line(
         group=(),
         tasks=sum(line.tasks for line in lines),
@@ -63,7 +75,31 @@ def total(lines: Sequence[Line]) -> Line:
     )
 
 
-def _group(by: Sequence[str], row: Row, at: float, timezone: datetime.tzinfo) -> tuple[str, ...]:
-    day = budget.today(at, timezone)
-    made = {"day": day.isoformat(), "month": f"{day:%Y-%m}"}
-    return tuple(made.get(name) or row["key_name" if name == "key" else name] for name in by)
+def _groups(
+    by: Sequence[str], row: Row, at: float, timezone: datetime.tzinfo, labels: Labels
+) -> Iterator[tuple[str, ...]]:
+    """Every group that a row counts in."""
+    return itertools.product(*(_values(name, row, at, timezone, labels) for name in by))
+
+
+def _values(name: str, row: Row, at: float, timezone: datetime.tzinfo, labels: Labels) -> Sequence[str]:
+    match name:
+        case "day":
+            return [budget.today(at, timezone).isoformat()]
+        case "week":
+            year, week, _ = budget.today(at, timezone).isocalendar()
+            return [f"{year}-W{week:02d}"]
+        case "month":
+            return [f"{budget.today(at, timezone):%Y-%m}"]
+        case "tag":
+            return _pairs(json.loads(row["tags"]))
+        case "label":
+            return _pairs(labels.get(row["team"], {}))
+        case "key":
+            return [row["key_name"]]
+        case _:
+            return [row[name]]
+
+
+def _pairs(named: Mapping[str, str]) -> Sequence[str]:
+    return [f"{name}={value}" for name, value in named.items()] or [""]

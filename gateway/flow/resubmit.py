@@ -1,5 +1,8 @@
 """Submits that did not end with the first POST: the waiting are sent again, the doubtful repeated under their key.
 
+While the upstream is down, one of them leaves at a time as a probe; nothing else is touched but what has come to its
+end. On recovery the most overdue leave first: a first POST that was held back is due since its submit.
+
 A task in doubt is repeated only with the idempotency key and the upstream key that it was sent with; 23 hours after
 the first attempt it is not repeated any more and waits for the operator (CONTRACT §2).
 """
@@ -14,6 +17,7 @@ from typing import Final
 from gateway.flow import advance, attempt, parts
 from gateway.rules import retry, task
 from gateway.store import tasks
+from gateway.store.database import Tx
 
 STATES: Final = (task.State.WAITING, task.State.IN_DOUBT)
 WITHOUT_KEY_AGAIN_S: Final = 2.0
@@ -24,7 +28,16 @@ log = logging.getLogger(__name__)
 async def due(with_parts: parts.Parts, most: int) -> Collection[str]:
     """Tasks whose submit is to be tried again now."""
     now = with_parts.clock()
-    return await with_parts.database.read(lambda tx: tasks.due(tx, STATES, now=now, limit=most))
+    if not with_parts.circuit.is_open:
+        return await with_parts.database.read(lambda tx: tasks.due(tx, STATES, now=now, limit=most))
+    probes = 1 if with_parts.circuit.may_send(now=now) else 0
+    forgotten_at = now - retry.FORGETS_AFTER_S
+
+    def look(tx: Tx) -> list[str]:
+        ended = tasks.due_to_end(tx, now=now, forgotten_at=forgotten_at, limit=most)
+        return list(dict.fromkeys([*tasks.due(tx, STATES, now=now, limit=probes), *ended]))
+
+    return await with_parts.database.read(look)
 
 
 async def step(with_parts: parts.Parts, task_id: str) -> None:
@@ -53,6 +66,8 @@ async def _send_again(with_parts: parts.Parts, row: tasks.Task) -> None:
         again = now + WITHOUT_KEY_AGAIN_S
         await with_parts.database.write(lambda tx: tasks.note(tx, row, next_at=again))
         return
+    if not with_parts.circuit.take(now=now):
+        return  # the circuit opened since the task was found due; it stays so
     begin = functools.partial(advance.attempt, row=row, key_ref=key_ref, key_digest=attempt.digest_of(key), now=now)
     begun = await with_parts.database.write(begin)
     if begun is not None:

@@ -12,10 +12,11 @@ import functools
 import hashlib
 import json
 import urllib.parse
+from collections.abc import Mapping
 from typing import Final
 
 from gateway import errors, metrics, wire
-from gateway.flow import advance, attempt, mirror, parts, plan
+from gateway.flow import advance, attempt, mirror, parts, plan, references
 from gateway.outbound import address
 from gateway.rules import budget, policy, pricing, rate, task
 from gateway.rules import request as requests
@@ -45,6 +46,9 @@ class Options:
     request_id: str
     idempotency_key: str | None = None
     max_cost_nanos: Nanos | None = None
+    cache: plan.CacheMode = plan.CacheMode.DEFAULT
+    tags: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    traceparent: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,9 +82,10 @@ class _Rewritten(Exception):
 async def submit(with_parts: parts.Parts, caller: Caller, body: bytes, options: Options) -> Submitted | policy.Deny:
     """Carry a submit out as far as the upstream's first answer.
 
-    Raises CallerError for a body or callback that cannot be accepted, OurError `team_not_ready` or `unavailable`.
+    Raises CallerError for a body or callback that cannot be accepted, OurError `team_not_ready` or `unavailable`,
+    UpstreamError while the upstream is down and the team will not wait for it.
     """
-    request = wire.parse_submit(body)
+    request = await references.resolved(with_parts, wire.parse_submit(body))
     digest = request.body_digest()
     replay = await _replay(with_parts, caller, digest, options)
     if replay is not None:
@@ -97,7 +102,8 @@ async def submit(with_parts: parts.Parts, caller: Caller, body: bytes, options: 
     if row.leader_id is not None:
         advance.announce(with_parts, advance.Change(row=row))
         return Submitted(row=row)
-    _begin(with_parts, row)
+    if row.state is task.State.RESERVED:
+        _begin(with_parts, row, options)
     return await _settled(with_parts, row, is_replay=False)
 
 
@@ -135,12 +141,14 @@ def _is_worth_waiting(with_parts: parts.Parts, row: tasks.Task) -> bool:
     return row.state is task.State.RESERVED and not with_parts.watch.is_closed
 
 
-def _begin(with_parts: parts.Parts, row: tasks.Task) -> None:
+def _begin(with_parts: parts.Parts, row: tasks.Task, options: Options) -> None:
     """Start the first POST on a task of its own, which nobody's leaving cancels."""
     key = with_parts.upstream_key(row.upstream_key_ref)
     if key is None or attempt.digest_of(key) != row.upstream_key_digest:
         key = ""  # it vanished within this very request; the upstream will complain and the task waits
-    under_way = asyncio.create_task(attempt.post(with_parts, row, key), name=f"post {row.id}")
+    under_way = asyncio.create_task(
+        attempt.post(with_parts, row, key, traceparent=options.traceparent), name=f"post {row.id}"
+    )
     with_parts.attempts[row.id] = under_way
     under_way.add_done_callback(lambda _: with_parts.attempts.pop(row.id, None))
 
@@ -155,7 +163,7 @@ async def _decide(
     may_rewrite, is_counted = True, False
     for _ in range(MOST_ROUNDS):
         policies = with_parts.in_force.policies
-        team = _team(policies, caller)
+        team = team_of(policies, caller)
         key = _upstream_key(with_parts, team)
         _check_callback(with_parts, team, request)
         now = with_parts.clock()
@@ -189,7 +197,8 @@ async def _decide(
     raise errors.OurError("unavailable", "The policies are changing right now; send the request again.")
 
 
-def _team(policies: policy.PolicySet, caller: Caller) -> policy.Team:
+def team_of(policies: policy.PolicySet, caller: Caller) -> policy.Team:
+    """The caller's team; raises CallerError `invalid_api_key` where its file went away or says `disabled`."""
     team = policies.teams.get(caller.team)
     if team is None or team.mode is policy.Mode.DISABLED:
         raise errors.CallerError("invalid_api_key", "This team is disabled; ask whoever keeps the policy files.")
@@ -253,6 +262,7 @@ def _draft(
 ) -> tasks.Task:
     """The row of a task that would be paid for; hits and followers change a few columns of it."""
     allow, price = planned.allow, planned.price
+    fingerprint = None if options.cache is plan.CacheMode.NO_STORE else planned.fingerprint
     quoted = price if isinstance(price, pricing.Quote) else None
     task_id = with_parts.new_task_id()
     return tasks.Task(
@@ -262,14 +272,15 @@ def _draft(
         request_id=options.request_id,
         idempotency_key=options.idempotency_key,
         body_digest=asked.body_digest(),
-        fingerprint=planned.fingerprint,
-        inflight=planned.fingerprint,
-        x_cache="BYPASS" if planned.fingerprint is None else "MISS",
+        fingerprint=fingerprint,
+        inflight=None if options.cache is plan.CacheMode.REFRESH else fingerprint,
+        x_cache="BYPASS" if fingerprint is None else "MISS",
         changes=", ".join(allow.changed),
         model=allow.request.model,
         action=allow.request.action,
         n=allow.request.n,
         request=wire.encode_submit(allow.request),
+        tags=json.dumps(dict(options.tags), separators=(",", ":")),
         callback_url=allow.request.callback_url,
         callback_events=json.dumps(allow.request.callback_events),
         state=task.State.RESERVED,
@@ -307,7 +318,7 @@ def _admit(
         if known is not None:
             _check_same(known, draft.body_digest)
             return known, False
-    free = _hit(tx, with_parts, planned, draft, cached) or _follow(tx, draft)
+    free = _free_result(tx, with_parts, planned, draft, cached, options)
     if free is not None:
         tasks.insert(tx, free)
         return free, True
@@ -323,8 +334,47 @@ def _admit(
     full = ledger.reserve(tx, advance.hold_of(draft), planned.allowances)
     if full:
         raise _Denied(_deny_full(tx, planned, draft, full))
-    tasks.insert(tx, draft)
-    return draft, True
+    row = _held_back_if_down(with_parts, planned.team, draft)
+    tasks.insert(tx, row)
+    return row, True
+
+
+def _held_back_if_down(with_parts: parts.Parts, team: policy.Team, draft: tasks.Task) -> tasks.Task:
+    """The task as it begins: about to be sent, or waiting for an upstream that is down; then it had no attempt yet.
+
+    A team that will not wait is refused. Where a probe is due its submit is that probe: were only such teams to ask,
+    nobody else would find out that the upstream is there again.
+    """
+    now = draft.created_at
+    if team.upstream_down is policy.UpstreamDown.REFUSE:
+        if with_parts.circuit.take(now=now):
+            return draft
+        raise errors.UpstreamError(
+            "upstream_unavailable",
+            f"The upstream is down and team {team.name} wants no submits kept for it; nothing was spent, "
+            "send it again later.",
+            headers={"Retry-After": "5"},
+        )
+    if not with_parts.circuit.is_open:
+        return draft
+    return dataclasses.replace(draft, state=task.State.WAITING, attempts=0, first_attempt_at=None, next_at=now)
+
+
+def _free_result(
+    tx: Tx,
+    with_parts: parts.Parts,
+    planned: plan.Plan,
+    draft: tasks.Task,
+    cached: cache.Result | None,
+    options: Options,
+) -> tasks.Task | None:
+    """A hit or a follower, as far as the client wants one."""
+    if options.cache is plan.CacheMode.REFRESH:
+        return None
+    free = _hit(tx, with_parts, planned, draft, cached) or _follow(tx, draft)
+    if free is None and options.cache is plan.CacheMode.ONLY_IF_CACHED:
+        raise _Denied(plan.deny_uncached())
+    return free
 
 
 def _hit(
@@ -345,7 +395,9 @@ def _cached(tx: Tx, found: cache.Result | None, since: float) -> tasks.Task | No
     if found is None or found.completed_at <= since:
         return None
     source = tasks.get(tx, found.task_id)
-    return source if source is not None and source.state is task.State.COMPLETED else None
+    if source is None or source.state is not task.State.COMPLETED or source.fingerprint is None:
+        return None  # without a fingerprint: purged, and the cache learnt of it too late
+    return source
 
 
 def _follow(tx: Tx, draft: tasks.Task) -> tasks.Task | None:

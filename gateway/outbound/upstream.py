@@ -37,10 +37,11 @@ class Polled:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Trouble:
-    """A poll that brought no word; says nothing about the task."""
+    """A poll that brought no word; says nothing about the task. `is_down` as in `task.InDoubt`."""
 
     reason: str
     is_key_refused: bool = False
+    is_down: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,15 @@ class _Answer:
     status: int
     headers: httpx.Headers
     body: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Silence:
+    """There was no answer, or none that can be read whole."""
+
+    reason: str
+    is_sent: bool = True
+    is_answered: bool = False
 
 
 class _TooLarge(Exception):
@@ -68,11 +78,15 @@ class Upstream:
             follow_redirects=False,
         )
 
-    async def submit(self, body: bytes, *, key: str, idempotency_key: str | None) -> task.SubmitOutcome:
+    async def submit(
+        self, body: bytes, *, key: str, idempotency_key: str | None, traceparent: str | None = None
+    ) -> task.SubmitOutcome:
         """POST a task; what cannot be known is in doubt (CONTRACT §2)."""
         headers = {"Content-Type": "application/json"}
         if idempotency_key is not None:
             headers["Idempotency-Key"] = idempotency_key
+        if traceparent is not None:
+            headers["traceparent"] = traceparent
         started = time.perf_counter()
         outcome = await self._submit(body, headers, key)
         _observe("submit", _submit_label(outcome), started)
@@ -85,39 +99,62 @@ class Upstream:
         _observe("poll", "ok" if isinstance(result, Polled) else result.reason, started)
         return result
 
+    async def cancel(self, upstream_task_id: str, *, key: str) -> task.CancelOutcome:
+        """Ask for a task's cancellation; only a later poll says whether it was cancelled."""
+        started = time.perf_counter()
+        outcome = await self._cancel(upstream_task_id, key)
+        _observe("cancel", _cancel_label(outcome), started)
+        return outcome
+
     async def aclose(self) -> None:
         """Close every connection."""
         await self._client.aclose()
 
     async def _submit(self, body: bytes, headers: dict[str, str], key: str) -> task.SubmitOutcome:
-        try:
-            answer = await self._call("POST", "/v1/tasks", key=key, headers=headers, body=body)
-        except TimeoutError:
-            return task.InDoubt(reason="timeout")
-        except _FAILURES as error:
-            if _never_connected(error):
-                return task.NotSent(reason=task.NO_CONNECTION)
-            return task.InDoubt(reason=_name(error))
-        except _TooLarge:
-            return task.InDoubt(reason="answer too large")
-        return wire.classify_submit(answer.status, answer.body, retry_after=answer.headers.get("retry-after"))
+        answer = await self._ask("POST", "/v1/tasks", key=key, headers=headers, body=body)
+        if isinstance(answer, _Silence):
+            if not answer.is_sent:
+                return task.NotSent(reason=answer.reason)
+            return task.InDoubt(reason=answer.reason, is_down=not answer.is_answered)
+        outcome = wire.classify_submit(answer.status, answer.body, retry_after=answer.headers.get("retry-after"))
+        if isinstance(outcome, task.InDoubt) and _is_down(answer):
+            return dataclasses.replace(outcome, is_down=True)
+        return outcome
 
     async def _poll(self, upstream_task_id: str, key: str) -> Polled | Trouble:
-        path = f"/v1/tasks/{quote(upstream_task_id, safe='')}"
-        try:
-            answer = await self._call("GET", path, key=key, headers={}, body=None)
-        except TimeoutError:
-            return Trouble(reason="timeout")
-        except _FAILURES as error:
-            return Trouble(reason=task.NO_CONNECTION if _never_connected(error) else _name(error))
-        except _TooLarge:
-            return Trouble(reason="too_large")
+        answer = await self._ask("GET", _path(upstream_task_id), key=key)
+        if isinstance(answer, _Silence):
+            return Trouble(reason=answer.reason, is_down=not answer.is_answered)
         if answer.status != 200:
-            return Trouble(reason=str(answer.status), is_key_refused=answer.status in (401, 402, 403))
+            is_key_refused = answer.status in (401, 402, 403)
+            return Trouble(reason=str(answer.status), is_key_refused=is_key_refused, is_down=_is_down(answer))
         outcome = wire.read_task(answer.body, upstream_task_id)
         if outcome is None:
             return Trouble(reason="not_a_task")
         return Polled(outcome=outcome, document=answer.body)
+
+    async def _cancel(self, upstream_task_id: str, key: str) -> task.CancelOutcome:
+        answer = await self._ask("POST", f"{_path(upstream_task_id)}/cancel", key=key)
+        if isinstance(answer, _Silence):
+            if not answer.is_sent:
+                return task.NotSent(reason=answer.reason)
+            return task.Lost(reason=answer.reason, is_answered=answer.is_answered)
+        retry_after = answer.headers.get("retry-after")
+        return wire.classify_cancel(answer.status, answer.body, upstream_task_id, retry_after=retry_after)
+
+    async def _ask(
+        self, method: str, path: str, *, key: str, headers: dict[str, str] | None = None, body: bytes | None = None
+    ) -> _Answer | _Silence:
+        try:
+            return await self._call(method, path, key=key, headers=headers or {}, body=body)
+        except TimeoutError:
+            return _Silence(reason="timeout")
+        except _FAILURES as error:
+            if _never_connected(error):
+                return _Silence(reason=task.NO_CONNECTION, is_sent=False)
+            return _Silence(reason=_name(error))
+        except _TooLarge:
+            return _Silence(reason="too_large", is_answered=True)
 
     async def _call(self, method: str, path: str, *, key: str, headers: dict[str, str], body: bytes | None) -> _Answer:
         headers = headers | {"Authorization": f"Bearer {key}"}
@@ -129,6 +166,15 @@ class Upstream:
                     if len(read) > MOST_ANSWER_BYTES:
                         raise _TooLarge
                 return _Answer(status=response.status_code, headers=response.headers, body=bytes(read))
+
+
+def _is_down(answer: _Answer) -> bool:
+    """Whether the answer says that the vendor is not there, or not able to work."""
+    return answer.status >= 500
+
+
+def _path(upstream_task_id: str) -> str:
+    return f"/v1/tasks/{quote(upstream_task_id, safe='')}"
 
 
 def _session(verify: ssl.SSLContext | bool) -> aiohttp.ClientSession:
@@ -166,6 +212,16 @@ def _submit_label(outcome: task.SubmitOutcome) -> str:
             return "not_sent"
         case task.InDoubt():
             return "in_doubt"
+
+
+def _cancel_label(outcome: task.CancelOutcome) -> str:
+    match outcome:
+        case task.Told():
+            return "refused" if outcome.is_refusal else "accepted"
+        case task.NotSent():
+            return "not_sent"
+        case task.Lost():
+            return "lost"
 
 
 def _observe(operation: str, outcome: str, started: float) -> None:

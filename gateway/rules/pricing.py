@@ -83,6 +83,11 @@ def quote(
     return quoted
 
 
+def in_force(model: policy.Model, today: datetime.date) -> Mapping[str, Nanos]:
+    """Price of one image on a day, by resolution in upper case, with `default`; empty where none is in force."""
+    return _dated(model, today).nanos
+
+
 def _quote_any(
     policies: policy.PolicySet, team: policy.Team, allow: policy.Allow, today: datetime.date
 ) -> Quote | policy.Deny:
@@ -179,7 +184,7 @@ def _dated(model: policy.Model, today: datetime.date) -> policy.Price:
 
 
 def _unit(model: policy.Model, request: requests.Request, today: datetime.date) -> Nanos | None:
-    prices: Mapping[str, Nanos] = _dated(model, today).nanos
+    prices = in_force(model, today)
     price = prices.get(request.resolution.upper(), prices.get("default"))
     if price is None:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Mapping
 from typing import Final
@@ -19,6 +20,17 @@ MOST_N: Final = 1_000_000
 
 NEVER_SENT: Final = frozenset({"callback_url", "callback_events"})
 """Fields that stay here: the client's webhook is ours to deliver."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """What one of our own media URLs in a request stands for."""
+
+    digest: str
+    url: str | None = None
+    """What goes upstream in its place; None where the upstream could reach nothing."""
+    is_known: bool = True
+    """False where no such blob is kept."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +54,8 @@ class Request:
     """Every field, parsed; floats and long integers as `msgspec.Raw`."""
     written: Mapping[str, bytes]
     """Every field, byte for byte as the client wrote it."""
+    references: Mapping[str, Reference] = dataclasses.field(default_factory=dict)
+    """By our own media URL as the client wrote it; filled in by `flow/references`."""
 
     def body_digest(self) -> bytes:
         """SHA-256 of the client's canonical body, before any rewrite; what idempotency compares."""
@@ -58,4 +72,23 @@ def to_send(request: Request) -> dict[str, bytes]:
     for name, value in (("model", request.model), ("official_fallback", request.official_fallback)):
         if request.values.get(name, False) != value:
             sent[name] = strict_json.dumps(value)
+    for name, urls in url_fields(request).items():
+        if not request.references.keys().isdisjoint(urls):
+            sent[name] = strict_json.replace_strings(sent[name], functools.partial(_as_sent, request))
     return sent
+
+
+def url_fields(request: Request) -> dict[str, list[str]]:
+    """The strings of every field that is sent and named `…_url` or `…_urls`: itself, or a list of nothing else."""
+    fields: dict[str, list[str]] = {}
+    for name, value in request.values.items():
+        items = value if isinstance(value, list) else [value]
+        strings = [item for item in items if isinstance(item, str)]
+        if name.endswith(("_url", "_urls")) and name not in NEVER_SENT and len(strings) == len(items):
+            fields[name] = strings
+    return fields
+
+
+def _as_sent(request: Request, url: str) -> str:
+    reference = request.references.get(url)
+    return url if reference is None or reference.url is None else reference.url

@@ -51,6 +51,8 @@ class Event(enum.StrEnum):
     """The media are kept, or the patience is over."""
     FAILED = "failed"
     CANCELLED = "cancelled"
+    WITHDRAWN = "withdrawn"
+    """The client cancelled what the vendor never had: no word of the vendor is needed."""
 
 
 TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = {
@@ -61,12 +63,14 @@ TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = {
     (State.WAITING, Event.ATTEMPTED): State.RESERVED,
     (State.IN_DOUBT, Event.ATTEMPTED): State.IN_DOUBT,
     (State.WAITING, Event.EXPIRED): State.FAILED,
+    (State.WAITING, Event.WITHDRAWN): State.CANCELLED,
     (State.IN_DOUBT, Event.ACCEPTED): State.SUBMITTED,
     (State.IN_DOUBT, Event.REFUSED): State.FAILED,
     (State.SUBMITTED, Event.DELIVERED): State.DELIVERED,
     (State.SUBMITTED, Event.FAILED): State.FAILED,
     (State.SUBMITTED, Event.CANCELLED): State.CANCELLED,
     (State.DELIVERED, Event.MIRRORED): State.COMPLETED,
+    (State.FOLLOWING, Event.WITHDRAWN): State.CANCELLED,
 }
 
 HOLDING: Final = (State.RESERVED, State.WAITING, State.IN_DOUBT, State.SUBMITTED)
@@ -157,9 +161,30 @@ class NotSent:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class InDoubt:
-    """It may have been accepted; nobody knows."""
+    """It may have been accepted; nobody knows. `is_down`: no answer came, or one that says the vendor is not there."""
 
     reason: str
+    is_down: bool = False
 
 
 SubmitOutcome = Accepted | Refused | NotSent | InDoubt
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """The vendor answered a cancel, with a yes or a no; status and body go to the client."""
+
+    status: int
+    document: bytes
+    is_refusal: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """The vendor may have heard a cancel and nobody knows what it did; `is_answered` with what says nothing."""
+
+    reason: str
+    is_answered: bool
+
+
+CancelOutcome = Told | NotSent | Lost

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ class DiskBlobs:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._temporary = root / ".tmp"
+        self._publishing = threading.Lock()
 
     @contextmanager
     def temporary(self) -> Iterator[Temporary]:
@@ -91,11 +93,12 @@ class DiskBlobs:
         os.fsync(temporary.file.fileno())
         path.parent.parent.mkdir(mode=0o700, exist_ok=True)
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        if path.exists():
-            os.utime(path)
-            temporary.path.unlink()
-        else:
-            temporary.path.rename(path)
+        with self._publishing:
+            if path.exists():
+                os.utime(path)
+                temporary.path.unlink()
+            else:
+                temporary.path.rename(path)
         # Always all three: whoever made a directory or renamed the same blob may not have come to its fsync yet.
         for directory in (path.parent, path.parent.parent, self._root):
             _sync(directory)
@@ -104,6 +107,21 @@ class DiskBlobs:
         """Return where the blob is, or None if it is not kept."""
         path = self._place(digest)
         return path if path.is_file() else None
+
+    def kept(self, digest: str) -> Kept | None:
+        """Return what the directory knows of the blob, or None if it is not kept."""
+        return _kept(self._place(digest))
+
+    def delete_old(self, digest: str, *, older_than_s: float, now: datetime) -> bool:
+        """Remove the blob if it was not published lately; return whether it was removed.
+
+        Publishing waits meanwhile: a blob that `keep` found there cannot be removed behind its back.
+        """
+        with self._publishing:
+            kept = self.kept(digest)
+            if kept is None or (now - kept.kept_at).total_seconds() <= older_than_s:
+                return False
+            return self.delete(digest)
 
     def delete(self, digest: str) -> bool:
         """Remove the blob; return whether it was there."""

@@ -17,7 +17,7 @@ import os
 import pathlib
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 import diskcache
@@ -107,6 +107,19 @@ class ResultCache:
         self._memory.pop(fingerprint, None)
         await self._write(self._disk.delete, fingerprint)
 
+    async def purge(self, fingerprints: Collection[str] | None) -> None:
+        """Drop the results of these fingerprints, or all of them for None."""
+        if fingerprints is None:
+            self._memory.clear()
+            await self._write(self._disk.clear)
+            return
+        for fingerprint in fingerprints:
+            await self.forget(fingerprint)
+
+    def in_memory(self) -> int:
+        """How many results are kept in memory."""
+        return len(self._memory)
+
     def close(self) -> None:
         """Finish what is being written and let go of the files; a later `put` reaches memory only."""
         if not self._is_closed:
@@ -126,6 +139,19 @@ class ResultCache:
         self._memory.move_to_end(fingerprint)
         while len(self._memory) > MOST_IN_MEMORY:
             self._memory.popitem(last=False)
+
+
+def on_disk(directory: pathlib.Path) -> tuple[int, int]:
+    """(results, bytes) in a cache directory, read beside whoever uses it; nothing where it cannot be read."""
+    path = directory / diskcache.core.DBNAME
+    if not path.exists():
+        return 0, 0
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as opened:
+            results, size_bytes = opened.execute("SELECT COUNT(*), COALESCE(SUM(size), 0) FROM Cache").fetchone()
+    except sqlite3.Error:
+        return 0, 0
+    return int(results), int(size_bytes)
 
 
 def _open(directory: pathlib.Path) -> diskcache.Cache:

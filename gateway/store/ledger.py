@@ -29,6 +29,19 @@ class Hold:
     reserved_at: float
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One line of the ledger, as a task's history shows it; `at` in unix seconds."""
+
+    kind: str
+    nanos: int
+    at: float
+    model: str
+    tier: str
+    images: int
+    why: str
+
+
 _ADD_ENTRY: Final = """
 INSERT INTO entries (task_id, kind, nanos, at, reserved_at, team, key_name, model, official, tier, images, why)
 VALUES (:task_id, :kind, :nanos, :at, :reserved_at, :team, :key_name, :model, :official, :tier, :images, :why)
@@ -215,13 +228,26 @@ def settled_by_model(tx: Tx) -> dict[tuple[str, str, str], tuple[int, int]]:
 
 
 def settles(tx: Tx, *, since: float, until: float) -> list[Row]:
-    """Settle entries by their own time: team, key_name, model, tier, at, nanos, images."""
+    """Settle entries by their own time: team, key_name, model, tier, at, nanos, images, action, tags.
+
+    The last two are the task's; empty where its row is not kept any more.
+    """
     return tx.all(
-        "SELECT team, key_name, model, tier, at, nanos, images FROM entries "
-        "WHERE kind = 'settle' AND at >= :since AND at < :until ORDER BY id",
+        "SELECT entries.team, entries.key_name, entries.model, entries.tier, at, nanos, images, "
+        "COALESCE(tasks.action, '') AS action, COALESCE(tasks.tags, '{}') AS tags "
+        "FROM entries LEFT JOIN tasks ON tasks.id = entries.task_id "
+        "WHERE kind = 'settle' AND at >= :since AND at < :until ORDER BY entries.id",
         since=since,
         until=until,
     )
+
+
+def entries_of(tx: Tx, task_id: str) -> list[Entry]:
+    """The entries of one task, the oldest first."""
+    rows = tx.all(
+        "SELECT kind, nanos, at, model, tier, images, why FROM entries WHERE task_id = :id ORDER BY id", id=task_id
+    )
+    return [Entry(**{name: row[name] for name in row.keys()}) for row in rows]
 
 
 _OWNED: Final = (

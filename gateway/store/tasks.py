@@ -30,6 +30,7 @@ class Task:
     action: str
     n: int
     request: bytes
+    tags: str = "{}"
     callback_url: str | None = None
     callback_events: str = ""
     state: task.State
@@ -68,6 +69,10 @@ class Task:
             official=self.official,
             version=self.price_version,
         )
+
+    def is_awaited(self) -> bool:
+        """Whether the POST under way is the submit itself, whose answer the client waits for: not one sent later."""
+        return self.attempts == 1 and self.first_attempt_at == self.created_at
 
     def is_free(self) -> bool:
         """Whether another task was paid for this one's result."""
@@ -176,21 +181,65 @@ def due(tx: Tx, states: Collection[task.State], *, now: float, limit: int) -> li
     return [row["id"] for row in rows]
 
 
+def due_to_end(tx: Tx, *, now: float, forgotten_at: float, limit: int) -> list[str]:
+    """Ids of submits whose time is over: past the deadline, or first sent before `forgotten_at` and in doubt since."""
+    rows = tx.all(
+        "SELECT id FROM tasks WHERE state IN ('waiting', 'in_doubt') AND next_at <= :now "
+        "AND ((state = 'waiting' AND deadline_at <= :now) "
+        "OR (state = 'in_doubt' AND first_attempt_at <= :forgotten_at)) ORDER BY next_at LIMIT :most",
+        now=now,
+        forgotten_at=forgotten_at,
+        most=limit,
+    )
+    return [row["id"] for row in rows]
+
+
 def ids_in(tx: Tx, state: task.State) -> list[str]:
     """Ids of every task in an open state."""
     return [row["id"] for row in tx.all("SELECT id FROM tasks WHERE state = :state", state=state)]
 
 
 def free_results(tx: Tx, *, since: float, until: float) -> list[Row]:
-    """Completed hits and followers: team, key_name, model, tier, ended_at, avoided_nanos."""
+    """Completed hits and followers: team, key_name, model, tier, action, tags, ended_at, avoided_nanos."""
     return tx.all(
-        "SELECT free.team, free.key_name, free.model, free.tier, free.ended_at, "
+        "SELECT free.team, free.key_name, free.model, free.tier, free.action, free.tags, free.ended_at, "
         "COALESCE(paid.cost_nanos, 0) AS avoided_nanos "
         "FROM tasks AS free JOIN tasks AS paid ON paid.id = free.leader_id "
         "WHERE free.state = 'completed' AND free.ended_at >= :since AND free.ended_at < :until",
         since=since,
         until=until,
     )
+
+
+def newest(tx: Tx, *, team: str | None = None, state: task.State | None = None, limit: int) -> list[Task]:
+    """The newest tasks, of one team or state where these are given."""
+    rows = tx.all(
+        f"{_SELECT} WHERE (:team IS NULL OR team = :team) AND (:state IS NULL OR state = :state) "
+        "ORDER BY created_at DESC, id DESC LIMIT :most",
+        team=team,
+        state=state,
+        most=limit,
+    )
+    return [row for row in map(_task, rows) if row is not None]
+
+
+def matching(tx: Tx, ref: str, *, digest: str | None, limit: int) -> list[Task]:
+    """Tasks that a person may mean: by our id, the vendor's, a request id, an idempotency key or a blob's digest."""
+    rows = tx.all(
+        f"{_SELECT} WHERE id = :ref OR upstream_task_id = :ref OR request_id = :ref OR idempotency_key = :ref "  # noqa: S608
+        "OR upstream_idempotency_key = :ref OR id IN (SELECT task_id FROM task_media WHERE digest = :digest) "
+        "ORDER BY created_at DESC, id DESC LIMIT :most",
+        ref=ref,
+        digest=digest,
+        most=limit,
+    )
+    return [row for row in map(_task, rows) if row is not None]
+
+
+def followers_of(tx: Tx, task_id: str, *, limit: int) -> list[Task]:
+    """Hits and followers of a task, the oldest first."""
+    rows = tx.all(f"{_SELECT} WHERE leader_id = :id ORDER BY created_at, id LIMIT :most", id=task_id, most=limit)
+    return [row for row in map(_task, rows) if row is not None]
 
 
 def count_overdue(tx: Tx, *, before: float) -> int:
@@ -224,11 +273,44 @@ def count_followers(tx: Tx, team: str) -> int:
     return int(row["held"]) if row is not None else 0
 
 
+def has_followers(tx: Tx, leader_id: str) -> bool:
+    """Whether anybody follows a task now."""
+    return tx.one("SELECT 1 FROM tasks WHERE leader_id = :id AND state = 'following' LIMIT 1", id=leader_id) is not None
+
+
 def count_open(tx: Tx) -> Mapping[tuple[str, str], int]:
     """How many tasks are open, by (team, state)."""
     states = ", ".join(f"'{state}'" for state in task.OPEN)
     rows = tx.all(f"SELECT team, state, COUNT(*) AS held FROM tasks WHERE state IN ({states}) GROUP BY team, state")  # noqa: S608
     return {(row["team"], row["state"]): row["held"] for row in rows}
+
+
+def of_team(
+    tx: Tx,
+    team: str,
+    states: Collection[task.State],
+    *,
+    before: str | None,
+    since: float | None,
+    text: str | None,
+    limit: int,
+) -> list[Task]:
+    """A team's tasks in these states, newest first: ids sort by time."""
+    names = ", ".join(f"'{state}'" for state in states)
+    like = None if text is None else "%" + text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
+    rows = tx.all(
+        f"{_SELECT} WHERE team = :team AND state IN ({names}) "
+        "AND (:before IS NULL OR id < :before) AND (:since IS NULL OR created_at >= :since) "
+        "AND (:like IS NULL OR id LIKE :like ESCAPE '\\' OR upstream_task_id LIKE :like ESCAPE '\\' "
+        "OR CAST(request AS TEXT) LIKE :like ESCAPE '\\') "
+        "ORDER BY id DESC LIMIT :most",
+        team=team,
+        before=before,
+        since=since,
+        like=like,
+        most=limit,
+    )
+    return [each for each in map(_task, rows) if each is not None]
 
 
 def media_of(tx: Tx, task_id: str) -> list[Medium]:

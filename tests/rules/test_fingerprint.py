@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.rules import fingerprint
+from gateway.rules import request as requests
 from tests.rules import builders
 
 TEAM = "team:growth"
@@ -140,3 +141,39 @@ def test_the_order_of_fields_changes_nothing(names: list[str]) -> None:
 @settings(deadline=None, max_examples=60)
 def test_two_prompts_share_a_fingerprint_only_if_they_are_equal(one: str, other: str) -> None:
     assert (of(SEEDED | {"prompt": one}) == of(SEEDED | {"prompt": other})) is (one == other)
+
+
+OURS = "https://wave.example.com/media/" + "a" * 64 + ".jpg"
+
+
+def refer(url: str | None, written: str = OURS, **said: object) -> str:
+    """The fingerprint of a request in which `written` stands for one picture, at this upstream URL."""
+    reference = requests.Reference(digest="a" * 64, url=url)
+    asked = builders.request(**SEEDED | said)
+    return fingerprint.of(dataclasses.replace(asked, references={written: reference}), scope=TEAM)
+
+
+def test_a_reference_counts_by_its_digest() -> None:
+    text = (
+        "wave-fingerprint-1\nteam:growth\n"
+        '{"action":"generate","aspect_ratio":"1:1","image_urls":["https://example.com/1.png",'
+        f'"wave-media:{"a" * 64}"],"mask_url":"wave-media:{"a" * 64}",'
+        '"model":"gemini-3-pro-image-preview","n":1,"prompt":"a red fox","resolution":"1K","seed":7}'
+    )
+    found = refer("https://vendor.test/1.jpg", image_urls=[builders.ONE, OURS], mask_url=OURS)
+    assert found == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_neither_the_upstreams_url_nor_the_spelling_of_ours_counts() -> None:
+    moved = OURS.replace("wave.example.com", "media.example.com")
+    prints = {refer(url, written, mask_url=written) for url in ("https://v.test/1", None) for written in (OURS, moved)}
+    assert len(prints) == 1
+
+
+def test_a_reference_outside_the_fields_of_urls_counts_as_written() -> None:
+    assert refer("https://v.test/1", extra={"mask_url": OURS}) == of(SEEDED | {"extra": {"mask_url": OURS}})
+
+
+def test_another_field_with_the_same_reference_is_another_request() -> None:
+    assert refer(None, mask_url=OURS) != refer(None, style_url=OURS)
+    assert refer(None, mask_url=OURS) != refer(None, mask_url=[OURS])

@@ -74,3 +74,55 @@ def test_an_absent_fallback_stays_absent() -> None:
 
 def test_a_false_fallback_is_sent_as_written() -> None:
     assert requests.to_send(builders.request(official_fallback=False))["official_fallback"] == b"false"
+
+
+OURS = "https://wave.example.com/media/" + "a" * 64 + ".jpg"
+DEAD = "https://wave.example.com/media/" + "b" * 64 + ".jpg"
+REFERENCES = {
+    OURS: requests.Reference(digest="a" * 64, url='https://vendor.test/1.jpg?sig="x"'),
+    DEAD: requests.Reference(digest="b" * 64),
+}
+
+
+def refer(**said: object) -> requests.Request:
+    return dataclasses.replace(builders.request(**said), references=REFERENCES)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"mask_url": builders.ONE}, {"mask_url": [builders.ONE]}),
+        ({"image_urls": [builders.ONE, builders.TWO]}, {"image_urls": [builders.ONE, builders.TWO]}),
+        ({"style_urls": []}, {"style_urls": []}),
+        ({"mask_url": None, "a_url": 7, "b_urls": [builders.ONE, None], "c_urls": {"url": builders.ONE}}, {}),
+        ({"callback_url": builders.ONE}, {}),
+        ({"url": builders.ONE, "urls": [builders.ONE], "image": builders.ONE}, {}),
+    ],
+)
+def test_the_fields_of_urls_are_known_by_their_names(said: dict[str, object], expected: dict[str, list[str]]) -> None:
+    assert requests.url_fields(builders.request(**said)) == expected
+
+
+def test_a_reference_is_sent_as_the_url_that_it_stands_for_and_all_else_as_written() -> None:
+    sent = requests.to_send(
+        refer(prompt=OURS, mask_url=OURS, image_urls=[builders.ONE, OURS], extra={"mask_url": OURS})
+    )
+    assert sent["mask_url"] == b'"https://vendor.test/1.jpg?sig=\\"x\\""'
+    assert sent["image_urls"] == b'["https://example.com/1.png", "https://vendor.test/1.jpg?sig=\\"x\\""]'
+    assert OURS.encode() in sent["prompt"]
+    assert OURS.encode() in sent["extra"]
+
+
+def test_a_reference_that_stands_for_nothing_stays_as_written() -> None:
+    assert requests.to_send(refer(mask_url=DEAD))["mask_url"] == f'"{DEAD}"'.encode()
+
+
+def test_a_field_without_a_reference_stays_as_written() -> None:
+    request = refer(image_urls=[builders.ONE])
+    written = dict(request.written) | {"image_urls": b'[ "https:\\/\\/example.com\\/1.png" ]'}
+    sent = requests.to_send(dataclasses.replace(request, written=written))
+    assert sent["image_urls"] == b'[ "https:\\/\\/example.com\\/1.png" ]'
+
+
+def test_a_reference_does_not_change_the_digest_of_the_body() -> None:
+    assert refer(mask_url=OURS).body_digest() == builders.request(mask_url=OURS).body_digest()

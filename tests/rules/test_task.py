@@ -14,6 +14,7 @@ TABLE = {
     ("reserved", "refused"): "refused",
     ("waiting", "attempted"): "reserved",
     ("waiting", "expired"): "failed",
+    ("waiting", "withdrawn"): "cancelled",
     ("in_doubt", "attempted"): "in_doubt",
     ("in_doubt", "accepted"): "submitted",
     ("in_doubt", "refused"): "failed",
@@ -21,6 +22,7 @@ TABLE = {
     ("submitted", "failed"): "failed",
     ("submitted", "cancelled"): "cancelled",
     ("delivered", "mirrored"): "completed",
+    ("following", "withdrawn"): "cancelled",
 }
 PAIRS = sorted(itertools.product(State, Event))
 
@@ -63,6 +65,10 @@ def test_doubt_ends_only_on_the_vendors_word() -> None:
 
 def test_only_what_was_provably_not_accepted_expires() -> None:
     assert [state for state in State if task.step(state, Event.EXPIRED)] == ["waiting"]
+
+
+def test_only_what_the_vendor_never_had_is_cancelled_without_its_word() -> None:
+    assert [state for state in State if task.step(state, Event.WITHDRAWN)] == ["waiting", "following"]
 
 
 def test_an_attempt_is_written_before_each_later_post() -> None:

@@ -606,8 +606,8 @@ async def test_settles_are_found_by_their_own_time_from_the_first_instant_and_be
         await settle(kept, hold(task_id, 5), cost(3), now=at)
     found = await kept.scan(lambda tx: ledger.settles(tx, since=10.0, until=30.0))
     assert [tuple(row[name] for name in row.keys()) for row in found] == [
-        ("growth", "ci", PRO, "standard", 10.0, 3, 1),
-        ("growth", "ci", PRO, "standard", 20.0, 3, 1),
+        ("growth", "ci", PRO, "standard", 10.0, 3, 1, "", "{}"),
+        ("growth", "ci", PRO, "standard", 20.0, 3, 1, "", "{}"),
     ]
 
 

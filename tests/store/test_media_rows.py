@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import AsyncIterator
 
@@ -62,6 +63,22 @@ async def test_the_same_bytes_of_two_tasks_are_one_blob_as_it_was_first_kept(kep
         (HELLO, 5, "image/png", "png", 10.0)
     ]
     assert await rows(kept, "SELECT digest FROM task_media") == [(HELLO,), (HELLO,)]
+
+
+async def test_the_source_of_a_blob_is_the_upstream_url_that_lives_longest(kept: sqlite.SqliteDatabase) -> None:
+    async def source(unsaid_s: float) -> media.Source | None:
+        return await kept.read(lambda tx: media.get_source(tx, HELLO, unsaid_s=unsaid_s))
+
+    assert await source(100) is None
+    await keep(kept, blob(), "a", 0)
+    assert await source(100) == media.Source(extension="png", upstream_url=None, lives_until=NOW + 100)
+    for task_id, expires_at in (("a", NOW + 50), ("b", NOW + 90), ("c", None)):
+        new = task.Media(url=f"https://cdn.example.com/{task_id}", expires_at=expires_at)
+        await kept.write(functools.partial(tasks.add_media, task_id=task_id, media=[new]))
+        await keep(kept, blob(), task_id, 0, now=NOW + 1000)
+    for unsaid_s, task_id, lives_until in ((80, "b", NOW + 90), (95, "c", NOW + 95)):
+        url = f"https://cdn.example.com/{task_id}"
+        assert await source(unsaid_s) == media.Source(extension="png", upstream_url=url, lives_until=lives_until)
 
 
 async def test_usage_counts_each_blob_once(kept: sqlite.SqliteDatabase) -> None:

@@ -561,7 +561,7 @@ async def test_free_results_avoid_what_their_leader_cost(kept: sqlite.SqliteData
     )
     found = await kept.scan(lambda tx: tasks.free_results(tx, since=NOW, until=NOW + 10.0))
     assert sorted(tuple(row[name] for name in row.keys()) for row in found) == [
-        ("growth", "ci", PRO, "standard", NOW + 0.0, 42_500_000),
-        ("growth", "ci", PRO, "standard", NOW + 6.0, 0),
-        ("other", "web", PRO, "standard", NOW + 5.0, 42_500_000),
+        ("growth", "ci", PRO, "standard", "generate", "{}", NOW + 0.0, 42_500_000),
+        ("growth", "ci", PRO, "standard", "generate", "{}", NOW + 6.0, 0),
+        ("other", "web", PRO, "standard", "generate", "{}", NOW + 5.0, 42_500_000),
     ]

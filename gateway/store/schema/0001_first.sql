@@ -16,6 +16,7 @@ CREATE TABLE tasks (
     action                   TEXT NOT NULL,
     n                        INTEGER NOT NULL CHECK (n >= 1),
     request                  BLOB NOT NULL, -- the body as sent upstream
+    tags                     TEXT NOT NULL, -- X-Wave-Tags as a JSON object, for reports
     callback_url             TEXT,
     callback_events          TEXT NOT NULL,
     state                    TEXT NOT NULL,
@@ -49,6 +50,7 @@ CREATE TABLE tasks (
 CREATE INDEX tasks_due ON tasks (state, next_at) WHERE next_at IS NOT NULL;
 CREATE INDEX tasks_open ON tasks (team, state)
     WHERE state IN ('reserved', 'waiting', 'in_doubt', 'submitted', 'delivered', 'following');
+CREATE INDEX tasks_of_team ON tasks (team, id);
 CREATE INDEX tasks_followers ON tasks (leader_id) WHERE state = 'following';
 CREATE INDEX tasks_results ON tasks (fingerprint, ended_at) WHERE state = 'completed' AND leader_id IS NULL;
 
@@ -119,7 +121,8 @@ CREATE TABLE blobs (
     size_bytes INTEGER NOT NULL,
     mime       TEXT NOT NULL,
     extension  TEXT NOT NULL,
-    kept_at    REAL NOT NULL
+    kept_at    REAL NOT NULL,
+    first_read_at REAL           -- when a client first fetched it
 );
 
 CREATE TABLE task_media (

@@ -1,0 +1,377 @@
+"""The commands about what is kept: tasks, results, pictures.
+
+Reading is done here, beside a running gateway. What changes something is asked of the gateway that runs; without one
+this process takes its place for the moment, with the same lock on the data directory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Final, NoReturn, TypeVar
+
+import click
+
+from gateway import app, errors, settings, terminal
+from gateway.edge import control
+from gateway.flow import keep, lookup
+from gateway.rules import task
+from gateway.store import blobs_disk, cache, results, sqlite
+
+T = TypeVar("T")
+
+_FORMAT: Final = click.option(
+    "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True
+)
+
+
+# Tasks
+
+
+@click.group("tasks")
+def tasks_group() -> None:
+    """Tasks: the newest ones, and all about one."""
+
+
+@tasks_group.command("list")
+@click.option("--team", help="Only of this team.")
+@click.option(
+    "--state",
+    metavar="STATE",
+    type=click.Choice([state.value for state in task.State]),
+    help=f"Only in this state: {', '.join(task.State)}.",
+)
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="How many.")
+@_FORMAT
+@terminal.setting_options(terminal.STORE)
+def tasks_list(team: str | None, state: str | None, limit: int, form: str, **options: object) -> None:
+    """List tasks, the newest first.
+
+    A cost after '<' is the quote: the task is not settled yet.
+
+    \b
+    Example:
+      wave-gateway tasks list --team growth --state in_doubt
+    """
+    store = settings.parse(options, os.environ)
+    only = None if state is None else task.State(state)
+    found = terminal.read_store(
+        app.database_file(store), lambda tx: lookup.newest(tx, team=team, state=only, limit=limit)
+    )
+    _print_list(found, form)
+
+
+def _print_list(found: Sequence[lookup.Summary], form: str) -> None:
+    if form == "json":
+        _print_json([dataclasses.asdict(each) for each in found])
+    elif not found:
+        click.echo("There is no such task.")
+    else:
+        click.echo(_table(found))
+
+
+def _table(found: Sequence[lookup.Summary]) -> str:
+    now = time.time()
+    head = ("id", "team", "model", "state", "cost", "age")
+    rows = [
+        (each.id, each.team, each.model, each.state, _price(each), terminal.age(now - each.created_at))
+        for each in found
+    ]
+    return terminal.columns(head, rows, right=range(4, 6), elastic=(1, 2))
+
+
+def _price(each: lookup.Summary) -> str:
+    return f"<${each.quote_usd}" if each.cost_usd is None else f"${each.cost_usd}"
+
+
+@tasks_group.command("show")
+@click.argument("ref")
+@_FORMAT
+@terminal.setting_options(terminal.STORE)
+def tasks_show(ref: str, form: str, **options: object) -> None:
+    """Show all about the task REF: money, steps, pictures.
+
+    REF is its id, the upstream's id, a request id, an idempotency key, or the
+    digest, name or URL of a picture. Exit code 1 if there is none, or several;
+    then they are listed.
+
+    \b
+    Example:
+      wave-gateway tasks show req-b12d5229ab6b250f078b6b43
+    """
+    store = settings.parse(options, os.environ)
+    found = terminal.read_store(app.database_file(store), lambda tx: lookup.find(tx, ref))
+    if not isinstance(found, lookup.Record):
+        _print_list(found, form)
+        sys.exit(1)
+    if form == "json":
+        _print_json(dataclasses.asdict(found))
+    else:
+        _print_record(found, time.time())
+
+
+def _print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _print_record(found: lookup.Record, now: float) -> None:
+    for label, value in [*_what(found), *_money(found), *_names(found), *_steps(found, now)]:
+        if value:
+            click.echo(terminal.named(label, terminal.printable(value)))
+    if found.ledger:
+        click.echo("\n" + _entries(found.ledger))
+    if found.media:
+        click.echo("\nresults")
+        for each in found.media:
+            click.echo(f"  {each.position}  {_file(each)}")
+    if found.followers:
+        click.echo("\nserved from it at no cost" + (", the first ones" if found.has_more_followers else ""))
+        for line in _table(found.followers).splitlines():
+            click.echo(line)
+
+
+def _what(found: lookup.Record) -> list[tuple[str, str | None]]:
+    billed = found.billed_model
+    seed = "" if found.seed is None else f", seed {found.seed}"
+    return [
+        ("task", found.id),
+        ("state", f"{found.state} (its client sees: {found.shown_as})"),
+        ("error", found.error),
+        ("team, key", f"{found.team}, {found.key}"),
+        ("model", found.model if billed in (None, found.model) else f"{found.model}, billed as {billed}"),
+        ("changed", found.changes),
+        ("asked for", f"{found.action}, n {found.n}{seed}"),
+        ("prompt", found.prompt),
+        ("tags", "" if found.tags == "{}" else found.tags),
+    ]
+
+
+def _money(found: lookup.Record) -> list[tuple[str, str | None]]:
+    return [
+        ("quote", f"${found.quote_usd}" + (f" by prices of {found.price_version}" if found.price_version else "")),
+        ("cost", "not known yet" if found.cost_usd is None else f"${found.cost_usd}"),
+        ("cache", found.x_cache),
+        ("leader", found.leader_id),
+        ("fingerprint", found.fingerprint),
+    ]
+
+
+def _names(found: lookup.Record) -> list[tuple[str, str | None]]:
+    return [
+        ("request id", found.request_id),
+        ("client's key", found.idempotency_key),
+        ("upstream id", found.upstream_task_id),
+        ("upstream idem", found.upstream_idempotency_key),
+        ("upstream key", found.upstream_key),
+        ("webhook to", found.callback_host),
+    ]
+
+
+def _steps(found: lookup.Record, now: float) -> list[tuple[str, str | None]]:
+    times = [
+        ("created", found.created_at),
+        ("first attempt", found.first_attempt_at),
+        ("accepted", found.submitted_at),
+        ("settled", found.settled_at),
+        ("ended", found.ended_at),
+        ("next look", found.next_at),
+    ]
+    tries = f"{found.attempts} submits, {found.troubles} polls or downloads in a row that brought nothing"
+    return [("attempts", tries), *((label, _when(at, now)) for label, at in times if at is not None)]
+
+
+def _when(at: float, now: float) -> str:
+    distance = f"{terminal.age(now - at)} ago" if at <= now else f"in {terminal.age(at - now)}"
+    return f"{terminal.instant(at)} ({distance})"
+
+
+def _entries(entries: Sequence[lookup.Movement]) -> str:
+    head = ("ledger", "entry", "amount", "model", "why")
+    rows = [
+        (terminal.instant(each.at).removesuffix(" UTC"), each.kind, f"${each.usd}", each.model, each.why)
+        for each in entries
+    ]
+    return terminal.columns(head, rows, right=range(2, 3), elastic=(3, 4))
+
+
+def _file(each: lookup.File) -> str:
+    if each.digest is not None:
+        return f"{each.digest}.{each.extension}"
+    until = "" if each.expires_at is None else f", expires {terminal.instant(each.expires_at)}"
+    return terminal.cut(f"not mirrored yet, at {terminal.printable(each.upstream_host)}{until}", terminal.WIDTH - 5)
+
+
+# The result cache
+
+
+@click.group("cache")
+def cache_group() -> None:
+    """The result cache: in memory, on disk, on task rows."""
+
+
+@cache_group.command("stats")
+@_FORMAT
+@terminal.setting_options(terminal.STORE)
+def cache_stats(form: str, **options: object) -> None:
+    """Show how many results may be hits.
+
+    The task rows decide what is a hit; memory and disk only make it faster.
+
+    \b
+    Example:
+      wave-gateway cache stats --format json
+    """
+    store = settings.parse(options, os.environ)
+    counts = terminal.read_store(app.database_file(store), results.counts)
+    disk, size_bytes = cache.on_disk(app.cache_directory(store))
+    answer = control.ask(store.data, control.CacheStats(), progress=_quiet)
+    if isinstance(answer, control.Failed):
+        raise errors.StartError(answer.message)
+    memory = answer.results if isinstance(answer, control.InMemory) else None
+    if form == "json":
+        by_group = [dataclasses.asdict(each) for each in counts]
+        _print_json({"in_memory": memory, "on_disk": disk, "on_disk_bytes": size_bytes, "on_task_rows": by_group})
+        return
+    click.echo(terminal.named("in memory", "the gateway does not run" if memory is None else f"{memory:,}"))
+    click.echo(terminal.named("on disk", f"{disk:,}, {size_bytes:,} bytes"))
+    click.echo(terminal.named("on task rows", f"{sum(each.results for each in counts):,}"))
+    if counts:
+        rows = [(each.team, each.model, f"{each.results:,}") for each in counts]
+        table = terminal.columns(("team", "model", "results"), rows, right=range(2, 3), elastic=(0, 1))
+        click.echo(f"\n{table}")
+
+
+@cache_group.command("purge")
+@click.option("--team", help="Only results that this team paid for.")
+@click.option("--model", metavar="GLOB", help="Only of models like this.")
+@click.option("--fingerprint", metavar="F", help="Only the results of this request.")
+@terminal.setting_options(terminal.STORE)
+def cache_purge(team: str | None, model: str | None, fingerprint: str | None, **options: object) -> None:
+    """Make results hits no longer; without an option, all of them.
+
+    In memory, on disk and on the task rows. The tasks keep their results and
+    pictures; the next request like them is paid for.
+
+    \b
+    Example:
+      wave-gateway cache purge --team growth --model 'gemini-*'
+    """
+    store = settings.parse(options, os.environ)
+    with terminal.progress("Purging") as progress:
+        request = control.Purge(team=team, model=model, fingerprint=fingerprint)
+        answer = _asked(store, request, progress)
+        if isinstance(answer, control.Purged):
+            purged = answer.results
+        else:
+            which = keep.Which(team=team, model=model, fingerprint=fingerprint)
+            purged = _alone(store, lambda alone: keep.purge(alone.database, alone.results(), which, progress=progress))
+    click.echo(f"{terminal.count(purged, 'result')} purged.")
+
+
+# Media
+
+
+@click.group("media")
+def media_group() -> None:
+    """Kept pictures."""
+
+
+@media_group.command("gc")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@terminal.setting_options(terminal.STORE)
+def media_gc(dry_run: bool, **options: object) -> None:
+    """Remove pictures that no kept task points at.
+
+    And files that have no row, as a crash leaves them. What is younger than an
+    hour stays: it may be on its way.
+
+    \b
+    Example:
+      wave-gateway media gc --dry-run
+    """
+    store = settings.parse(options, os.environ)
+    if dry_run:
+        blobs = blobs_disk.DiskBlobs(store.media)
+        found = terminal.read_store(app.database_file(store), lambda tx: keep.garbage(tx, blobs, now=time.time()))
+        click.echo(_removed("Would remove", len(found.blobs), len(found.orphans), found.size_bytes))
+        return
+    with terminal.progress("Collecting") as progress:
+        answer = _asked(store, control.Collect(), progress)
+        if isinstance(answer, control.Collected):
+            done = keep.Collected(blobs=answer.blobs, orphans=answer.orphans, size_bytes=answer.size_bytes)
+        else:
+            done = _alone(
+                store, lambda alone: keep.collect(alone.database, alone.blobs, now=time.time(), progress=progress)
+            )
+    click.echo(_removed("Removed", done.blobs, done.orphans, done.size_bytes))
+
+
+def _removed(verb: str, blobs: int, orphans: int, size_bytes: int) -> str:
+    return f"{verb} {terminal.count(blobs, 'blob')}, {terminal.count(orphans, 'orphan file')}, {size_bytes:,} bytes."
+
+
+# The running gateway, or its place
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Alone:
+    """What a flow works with while no gateway runs."""
+
+    database: sqlite.SqliteDatabase
+    blobs: blobs_disk.DiskBlobs
+    results: Callable[[], cache.ResultCache]
+
+
+def _asked(
+    store: settings.Settings, request: control.Request, progress: Callable[[int, int], None]
+) -> control.Answer | None:
+    """The running gateway's answer; None if none runs here. Raises StartError for a failure."""
+    _check_ledger(store)
+    answer = control.ask(store.data, request, progress=progress)
+    if isinstance(answer, control.Failed):
+        _fail(answer.message)
+    return answer
+
+
+def _fail(message: str) -> NoReturn:
+    raise errors.StartError(message)
+
+
+def _check_ledger(store: settings.Settings) -> None:
+    """A wrong --data must not create an empty ledger."""
+    terminal.read_store(app.database_file(store), lambda tx: tx.one("SELECT 1 AS one"))
+
+
+def _alone(store: settings.Settings, fn: Callable[[_Alone], Awaitable[T]]) -> T:
+    """Carry a flow out in the gateway's place, under its lock."""
+
+    async def carry_out() -> T:
+        with _opened(store) as alone:
+            return await fn(alone)
+
+    with app.data_lock(store.data):
+        try:
+            return asyncio.run(carry_out())
+        except errors.GatewayError as error:
+            _fail(error.message)
+
+
+@contextlib.contextmanager
+def _opened(store: settings.Settings) -> Iterator[_Alone]:
+    with contextlib.ExitStack() as opened:
+        database = opened.enter_context(contextlib.closing(sqlite.SqliteDatabase(app.database_file(store))))
+
+        def results_cache() -> cache.ResultCache:
+            return opened.enter_context(contextlib.closing(cache.ResultCache(app.cache_directory(store))))
+
+        yield _Alone(database=database, blobs=blobs_disk.DiskBlobs(store.media), results=results_cache)
+
+
+def _quiet(_done: int, _total: int) -> None:
+    pass
