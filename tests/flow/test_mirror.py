@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.rules import task
+from gateway.store import tasks
 from tests import stage as stages
 
 
@@ -127,3 +128,18 @@ async def test_no_authorization_ever_reaches_a_media_host(tmp_path):
         await stage.finish()
         assert stage.vendor.requests.counts["media"] == 2
         assert stage.vendor.requests.counts["media_with_auth"] == 0
+
+
+async def test_videos_and_audios_are_mirrored_like_images_with_the_type_of_their_content(tmp_path):
+    async with stages.staged(tmp_path) as stage:
+        picture = await stage.admitted()
+        await stage.finish()
+        source = (await stage.parts.database.read(lambda tx: tasks.media_of(tx, picture.id)))[0].upstream_url
+        for name in ("videos", "audios"):
+            result = {name: [{"url": source, "expires_at": 4_000_000_000}]}
+            stage.vendor.set_script([{"on": "poll", "times": None, "do": {"merge": {"result": result}}}])
+            row = await stage.admitted()
+            await stage.finish()
+            [item] = (await stage.shown(row))["result"][name]
+            assert item["url"].startswith("http://gateway.test/media/") and item["url"].endswith(".jpg")
+            assert item["expires_at"] == 4_102_444_800
