@@ -93,7 +93,7 @@ async def test_completed_without_an_image_is_settled_by_the_vendors_cost_and_not
         assert (await stage.admitted(seed=7)).x_cache == "MISS"
 
 
-async def test_a_bill_above_the_quote_is_recorded_as_overage_and_as_drift(tmp_path):
+async def test_a_bill_above_the_quote_is_recorded_as_overage_and_as_drift_and_rings(tmp_path, caplog):
     async with stages.staged(tmp_path, growth=CAP) as stage:
         stage.vendor.set_script([{"on": "submit", "do": {"cost": 10_000}}])
         row = await stage.admitted()
@@ -104,6 +104,8 @@ async def test_a_bill_above_the_quote_is_recorded_as_overage_and_as_drift(tmp_pa
             ("overage", 6_718_000),
         ]
         assert (await stage.balances())[HELD] == (20_000_000, 0)
+        [alarm] = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+        assert alarm == f"task {row.id}: the vendor billed more than the quote; recorded as overage"
         [total] = await stage.parts.database.read(lambda tx: tx.all("SELECT drift_nanos FROM totals"))
         assert total["drift_nanos"] == 6_718_750
 
