@@ -121,7 +121,7 @@ class Gateway(Process):
         while True:
             status, _, document = self.call("GET", f"/v1/tasks/{task_id}", team=team)
             assert status == 200, document
-            if document["status"] not in ("queued", "processing"):
+            if document["status"] not in ("queued", "processing", "running"):
                 return document
             assert time.monotonic() < until, f"{task_id} is still {document['status']}"
             time.sleep(0.1)

@@ -145,6 +145,12 @@ class _BoundedProtocol(httptools_impl.HttpToolsProtocol):
             self._in_message = False
             super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._timer is not None and not self._refused:  # reading begins again: until now we held the head up
+            self._stop_timer()
+            self._start_timer(self.bounds.header_deadline_s, self._on_deadline)
+
     def _feed(self, data: memoryview) -> None:
         while True:
             try:
