@@ -126,7 +126,7 @@ def _parts(
 ) -> parts.Parts:
     return parts.Parts(
         database=kept,
-        upstream=upstream.Upstream(settings.upstream, verify=_verify(settings)),
+        upstream=upstream.Upstream(settings.upstream, verify=verify(settings)),
         downloader=download.Downloader(allowed=settings.allow_private, ca_bundle=settings.ca_bundle),
         blobs=blobs,
         cache=cache.ResultCache(cache_directory(settings)),
@@ -143,6 +143,7 @@ def _parts(
         submit_deadline_s=settings.submit_deadline_s,
         mirror_patience_s=settings.mirror_patience_s,
         min_free_bytes=settings.min_free_bytes,
+        is_upstream_idempotent=settings.upstream_idempotency,
         wake_mirror=lambda: loops["mirror"].wake.set(),
         wake_poll=lambda: loops["poll"].wake.set(),
     )
@@ -293,7 +294,7 @@ async def _stop(settings: Settings, with_parts: parts.Parts, background: list[as
 def data_lock(directory: pathlib.Path) -> Iterator[None]:
     """Hold the data directory for this process; raises StartError if another one does."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        _make_durable(directory)
         directory.chmod(0o700)
         handle = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
@@ -308,6 +309,19 @@ def data_lock(directory: pathlib.Path) -> Iterator[None]:
         ) from None
     try:
         yield
+    finally:
+        os.close(handle)
+
+
+def _make_durable(directory: pathlib.Path) -> None:
+    """Make a missing directory so that a power cut cannot take it away with the ledger in it."""
+    if directory.is_dir():
+        return
+    _make_durable(directory.parent)
+    directory.mkdir(exist_ok=True)
+    handle = os.open(directory.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
     finally:
         os.close(handle)
 
@@ -331,7 +345,8 @@ def _check_data(settings: Settings, ledger_file: pathlib.Path) -> None:
         )
 
 
-def _verify(settings: Settings) -> ssl.SSLContext:
+def verify(settings: Settings) -> ssl.SSLContext:
+    """How to check the upstream's certificate."""
     context = ssl.create_default_context()
     if settings.ca_bundle is not None:
         context.load_verify_locations(settings.ca_bundle)

@@ -26,7 +26,19 @@ from typing import Any, Final, NoReturn, TypeVar
 
 import click
 
-from gateway import VERSION, app, cli_kept, demo, errors, policy_files, settings, simulator, terminal, wire
+from gateway import (
+    VERSION,
+    app,
+    cli_kept,
+    cli_reconcile,
+    demo,
+    errors,
+    policy_files,
+    settings,
+    simulator,
+    terminal,
+    wire,
+)
 from gateway.flow import audit as audit_flow
 from gateway.flow import explain as explain_flow
 from gateway.flow import references
@@ -164,7 +176,10 @@ Ctrl-C ends the demonstration; nothing is kept."""
 @cli.command("simulate")
 @click.option("--port", default=9000, show_default=True, type=click.IntRange(1, 65535), help="Port on 127.0.0.1.")
 @click.option("--script", type=click.Path(path_type=pathlib.Path), help="JSON list of faults to play.")
-def simulate_command(port: int, script: pathlib.Path | None) -> None:
+@click.option(
+    "--rounding", default="down", show_default=True, type=click.Choice(["down", "up"]), help="How it rounds its bills."
+)
+def simulate_command(port: int, script: pathlib.Path | None, rounding: str) -> None:
     """Run the upstream simulator alone.
 
     It behaves like the documented vendor, keeps a bill of its own (GET
@@ -177,7 +192,7 @@ def simulate_command(port: int, script: pathlib.Path | None) -> None:
         --allow-private 127.0.0.0/8
     """
     try:
-        simulator.run(host="127.0.0.1", port=port, script=script)
+        simulator.run(host="127.0.0.1", port=port, script=script, rounding=rounding)
     except (ValueError, OSError) as error:
         raise errors.StartError(f"the simulator cannot start: {error}") from None
 
@@ -236,7 +251,7 @@ def policy_group() -> None:
     """Policy files."""
 
 
-for _group in (cli_kept.tasks_group, cli_kept.cache_group, cli_kept.media_group):
+for _group in (cli_kept.tasks_group, cli_kept.cache_group, cli_kept.media_group, cli_reconcile.reconcile_command):
     cli.add_command(_group)
 
 

@@ -20,8 +20,8 @@ import click
 
 from gateway import app, errors, settings, terminal
 from gateway.edge import control
-from gateway.flow import keep, lookup
-from gateway.rules import task
+from gateway.flow import keep, lookup, resolve
+from gateway.rules import money, task
 from gateway.store import blobs_disk, cache, results, sqlite
 
 T = TypeVar("T")
@@ -30,6 +30,11 @@ _FORMAT: Final = click.option(
     "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
 
+
+_RESOLVE_IT: Final = """
+'resolve it': nobody asks the upstream about it any more. Find out there what
+became of it, by the key that `tasks show ID` calls "upstream idem", then
+  wave-gateway tasks resolve ID --as refused|charged=USD --why TEXT"""
 
 # Tasks
 
@@ -47,19 +52,26 @@ def tasks_group() -> None:
     type=click.Choice([state.value for state in task.State]),
     help=f"Only in this state: {', '.join(task.State)}.",
 )
+@click.option("--in-doubt", is_flag=True, help="Only those in doubt, the oldest first, and what comes next.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="How many.")
 @_FORMAT
 @terminal.setting_options(terminal.STORE)
-def tasks_list(team: str | None, state: str | None, limit: int, form: str, **options: object) -> None:
+def tasks_list(team: str | None, state: str | None, in_doubt: bool, limit: int, form: str, **options: object) -> None:
     """List tasks, the newest first.
 
     A cost after '<' is the quote: the task is not settled yet.
 
     \b
     Example:
-      wave-gateway tasks list --team growth --state in_doubt
+      wave-gateway tasks list --in-doubt --team growth
     """
+    if in_doubt and state is not None:
+        raise click.UsageError("--in-doubt is a state already; leave --state out")
     store = settings.parse(options, os.environ)
+    if in_doubt:
+        doubts = terminal.read_store(app.database_file(store), lambda tx: lookup.in_doubt(tx, team=team, limit=limit))
+        _print_doubts(doubts, form)
+        return
     only = None if state is None else task.State(state)
     found = terminal.read_store(
         app.database_file(store), lambda tx: lookup.newest(tx, team=team, state=only, limit=limit)
@@ -88,6 +100,99 @@ def _table(found: Sequence[lookup.Summary]) -> str:
 
 def _price(each: lookup.Summary) -> str:
     return f"<${each.quote_usd}" if each.cost_usd is None else f"${each.cost_usd}"
+
+
+def _print_doubts(found: Sequence[lookup.Doubt], form: str) -> None:
+    if form == "json":
+        _print_json([dataclasses.asdict(each) for each in found])
+        return
+    if not found:
+        click.echo("No task is in doubt.")
+        return
+    now = time.time()
+    head = ("id", "team", "held", "for", "tries", "next")
+    rows = [
+        (
+            *(each.id, each.team, f"${each.quote_usd}"),
+            *(terminal.age(now - each.first_attempt_at), str(each.attempts), _next(each, now)),
+        )
+        for each in found
+    ]
+    click.echo(terminal.columns(head, rows, right=range(2, 5), elastic=(1,)))
+    if any(each.is_yours for each in found):
+        click.echo(_RESOLVE_IT)
+
+
+def _next(each: lookup.Doubt, now: float) -> str:
+    if each.next_at is None:
+        return "resolve it"
+    return f"again in {terminal.age(each.next_at - now)}" if each.next_at > now else "again now"
+
+
+@tasks_group.command("resolve")
+@click.argument("task_id", metavar="ID")
+@click.option("--as", "found", required=True, metavar="refused|charged=USD", help="What the upstream did with it.")
+@click.option("--why", required=True, metavar="TEXT", help="How you know; kept in the ledger.")
+@terminal.setting_options(terminal.STORE)
+def tasks_resolve(task_id: str, found: str, why: str, **options: object) -> None:
+    """End the hold of the task ID, which is in doubt or overdue.
+
+    Find out from the upstream first: this cannot be taken back. 'refused'
+    releases the hold, 'charged=USD' settles it to that amount. The task fails
+    for its client. Exit code 1 if there is nothing to decide about it.
+
+    \b
+    Example:
+      wave-gateway tasks resolve task-wg01K... --as charged=0.0425 \\
+        --why "line 17 of the November invoice"
+    """
+    request = control.Resolve(task_id=task_id, charged_nanos=_charged(found), why=_reason(why))
+    store = settings.parse(options, os.environ)
+    answer = _asked(store, request, _quiet)
+    if answer is None:
+        decision = control.decision_of(request)
+        done = _alone(store, lambda alone: resolve.resolve(alone.database, decision, now=time.time()))
+        answer = control.resolved(done)
+    if isinstance(answer, control.Failed):
+        _fail(answer.message)
+    if isinstance(answer, control.Resolved):
+        _print_resolved(answer)
+
+
+def _charged(found: str) -> money.Nanos | None:
+    """The amount of `charged=USD`, None for `refused`."""
+    word, _, amount = found.partition("=")
+    if found == "refused":
+        return None
+    if word != "charged":
+        raise click.UsageError(f"--as {found!r}: write refused, or charged=0.0425 with what the upstream billed")
+    try:
+        nanos = money.parse_usd(amount)
+    except ValueError as error:
+        raise click.UsageError(f"--as {found!r}: {error}") from None
+    if not nanos:
+        raise click.UsageError(f"--as {found!r}: nothing was billed, so write refused")
+    return nanos
+
+
+def _reason(why: str) -> str:
+    """A reason as it is kept: one line that can be read."""
+    reason = " ".join(why.split())
+    if not reason or not reason.isprintable() or len(reason) > resolve.LONGEST_WHY:
+        raise click.UsageError(f"--why: say in 1 to {resolve.LONGEST_WHY} characters of text how you know")
+    return reason
+
+
+def _print_resolved(done: control.Resolved) -> None:
+    cost, over = done.cost_nanos, done.cost_nanos - done.quote_nanos
+    followers = "" if not done.followers else f", and for {terminal.count(done.followers, 'follower')}"
+    beyond = "" if over <= 0 else f", ${money.render_usd(over)} of it overage"
+    click.echo(terminal.named("task", done.task_id))
+    if cost:
+        click.echo(terminal.named("settled", f"${money.render_usd(cost)}{beyond}"))
+    else:
+        click.echo(terminal.named("released", f"${money.render_usd(done.quote_nanos)}"))
+    click.echo(terminal.named("ended", f"failed for its client{followers}"))
 
 
 @tasks_group.command("show")

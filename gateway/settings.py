@@ -55,6 +55,8 @@ class Settings:
     is_media_public_url_given: bool
     upstream: str
     """Without a slash at the end."""
+    upstream_idempotency: bool
+    """Whether the upstream knows a repeated submit by its Idempotency-Key."""
     policies: Path
     data: Path
     database: str
@@ -94,6 +96,8 @@ class Setting:
     """Unit of the parsed value, and the end of the field's name: `s`, `bytes`."""
     choices: tuple[str, ...] = ()
     is_repeatable: bool = False
+    is_switch: bool = False
+    """Given as `--name` or `--no-name`."""
     is_secret: bool = False
     """A secret can also be given as a file: see `file_option`."""
 
@@ -325,6 +329,14 @@ def _body_size(text: str) -> int:
     return size
 
 
+def _switch(text: str) -> bool:
+    if text.lower() in ("on", "true", "yes", "1"):
+        return True
+    if text.lower() in ("off", "false", "no", "0"):
+        return False
+    raise ValueError(f"{text!r} is neither; write on or off")
+
+
 def _choice(kind: type[LogFormat] | type[LogLevel]) -> Callable[[str], object]:
     def parse_choice(text: str) -> object:
         try:
@@ -363,6 +375,15 @@ TABLE: Final = (
         parse=_url,
         default="https://www.qingbo.dev",
         help="The Wave task API, without a path.",
+    ),
+    Setting(
+        name="upstream-idempotency",
+        kind="on|off",
+        parse=_switch,
+        default="on",
+        help="Whether the upstream knows a repeated submit by its Idempotency-Key; if not, a lost answer is never "
+        "asked for again and waits for `tasks resolve`.",
+        is_switch=True,
     ),
     Setting(name="policies", kind="DIR", parse=_path, default="./policies", help="Directory of the policy files."),
     Setting(

@@ -35,6 +35,10 @@ def setting_options(names: Sequence[str] | None = None) -> Callable[[Callable[..
             text = f"{row.help} [{default}]" if default else row.help
             if row.is_secret:
                 command = click.option(row.file_option, metavar="FILE", help=f"File with the {row.name}.")(command)
+            if row.is_switch:
+                names_of_both = f"{row.option}/--no-{row.name}"
+                command = click.option(names_of_both, row.parameter, default=None, help=text)(command)
+                continue
             command = click.option(row.option, metavar=row.kind, multiple=row.is_repeatable, help=text)(command)
         return command
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import decimal
 import itertools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
+import msgspec
+
 from gateway import errors
+from gateway.rules import money, reconcile, strict_json, task
 from gateway.rules import request as requests
-from gateway.rules import strict_json, task
 
 NEVER_EXPIRES: Final = 4102444800
 """`expires_at` of a mirrored result without an end of retention: 2100-01-01."""
@@ -49,6 +52,7 @@ _MEDIA_LISTS: Final = ("images", "videos", "audios")
 _EARLY_MEDIA: Final = ("video_url", "thumbnail_url")
 _WITHHELD: Final = ("result", "cost", "completed_at")
 _SANE_ID: Final = re.compile(r"[!-~]{1,200}", re.ASCII)
+_NUMBER: Final = re.compile(r"-?\d{1,40}(?:\.\d{1,40})?(?:[eE][+-]?\d{1,3})?", re.ASCII)
 _SHORTEST_ID_IN_TEXT: Final = 8
 """A shorter vendor id is replaced only where it is the whole string."""
 
@@ -184,6 +188,33 @@ def read_task(body: bytes, upstream_task_id: str) -> task.Outcome | None:
     return _outcome(document)
 
 
+def read_balance(body: bytes) -> reconcile.Wallet | None:
+    """What the balance page says; None if it is none, or not in US dollars.
+
+    The amount is read from the digits as written. What is below a nano, as a float's last digits are, is rounded.
+    """
+    document = _object(body) or {}
+    inner = document.get("data")
+    fields = inner if isinstance(inner, dict) and "total_used_usd" not in document else document
+    used = _usd(fields.get("total_used_usd"))
+    if used is None or str(fields.get("currency", "USD")).upper() != "USD":
+        return None
+    return reconcile.Wallet(used_nanos=used)
+
+
+def _usd(value: object) -> int | None:
+    """An amount in nanos from a JSON number or a string of one; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, str, msgspec.Raw)):
+        return None
+    text = bytes(value).decode() if isinstance(value, msgspec.Raw) else str(value)
+    if not _NUMBER.fullmatch(text):
+        return None
+    amount = decimal.Decimal(text)
+    if abs(amount) * money.NANOS_PER_USD > money.MAX_NANOS:
+        return None
+    return int((amount * money.NANOS_PER_USD).to_integral_value())
+
+
 def _object(body: bytes) -> dict[str, object] | None:
     try:
         document = strict_json.loads(body)
@@ -308,6 +339,8 @@ class View:
     created_at: float
     ended_at: float | None = None
     quote_quota: int = 0
+    cost_quota: int = 0
+    """What it cost, where the vendor's document does not say so."""
     is_free: bool = False
     """A hit or a follower: cost 0 and times of its own."""
     upstream_task_id: str | None = None
@@ -366,7 +399,7 @@ def _ours(view: View) -> dict[str, bytes]:
     """The object before the vendor has answered, or where it never did."""
     fields = _core(view) | {"pre_consumed_cost": strict_json.dumps(0 if view.is_free else view.quote_quota)}
     if view.state in task.ENDED:
-        fields["cost"] = b"0"
+        fields["cost"] = _cost(view)
         if view.failure is not None:
             fields["error"] = view.failure
     return fields
@@ -388,9 +421,13 @@ def _shown(view: View, fields: dict[str, bytes]) -> dict[str, bytes]:
         for name, at in (("created_at", view.created_at), ("completed_at", view.ended_at)):
             if name in fields and at is not None:
                 fields[name] = _time_like(fields[name], at)
-    if view.failure is not None and "error" not in fields:
-        fields["error"] = view.failure
+    if view.failure is not None and fields.get("error", b"null") == b"null":
+        fields |= {"error": view.failure, "cost": fields.get("cost", _cost(view))}
     return fields
+
+
+def _cost(view: View) -> bytes:
+    return strict_json.dumps(0 if view.is_free else view.cost_quota)
 
 
 def _status(view: View, fields: Mapping[str, bytes]) -> str | None:

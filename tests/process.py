@@ -68,10 +68,12 @@ class Process:
         self.arguments = arguments
         self.environ = environ or {}
         self.process: subprocess.Popen[bytes] | None = None
+        self.launcher: tuple[str, ...] = ()
+        """A command that starts it, such as the tracer."""
 
     def start(self, *, path: str = "/readyz") -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "gateway", *self.arguments],
+            [*self.launcher, sys.executable, "-m", "gateway", *self.arguments],
             env=os.environ | self.environ,
             stdin=subprocess.DEVNULL,
         )
@@ -185,11 +187,19 @@ def run_cli(
 
 @contextlib.contextmanager
 def pair(
-    directory: pathlib.Path, *options: str, org: str = "timezone: UTC\n", **teams: str
+    directory: pathlib.Path,
+    *options: str,
+    org: str = "timezone: UTC\n",
+    launcher: tuple[str, ...] = (),
+    vendor_options: tuple[str, ...] = (),
+    **teams: str,
 ) -> Iterator[tuple[Gateway, Vendor]]:
-    """A simulator and a gateway in front of it, both running."""
+    """A simulator and a gateway in front of it, both running.
+
+    `launcher`: what starts the gateway; `vendor_options`: of `simulate`.
+    """
     vendor_port, port = free_port(), free_port()
-    vendor = Vendor(f"http://127.0.0.1:{vendor_port}", "simulate", "--port", str(vendor_port))
+    vendor = Vendor(f"http://127.0.0.1:{vendor_port}", "simulate", "--port", str(vendor_port), *vendor_options)
     policies = write_policies(directory / "policies", org=org, **teams)
     gateway = Gateway(
         f"http://127.0.0.1:{port}",
@@ -199,6 +209,7 @@ def pair(
         environ=ENVIRON,
     )
     gateway.data, gateway.policies = directory / "data", policies
+    gateway.launcher = launcher
     try:
         vendor.start(path="/sim/bill")
         gateway.start()

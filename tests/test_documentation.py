@@ -19,9 +19,12 @@ from gateway import cli, errors, metrics, policy_documents, policy_files, policy
 from gateway.edge import account, admin, auth, media
 from gateway.edge import tasks as tasks_edge
 from gateway.rules import policy, task
+from tests import named_tests
+from tests.mutants import mutants
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+MONEY = (ROOT / "docs" / "MONEY.md").read_text(encoding="utf-8")
 METRICS = (ROOT / "docs" / "METRICS.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -120,6 +123,27 @@ def test_every_metric_is_documented_and_none_that_does_not_exist():
 
 def test_every_metric_that_is_mentioned_exists():
     assert set(re.findall(r"wave_gateway_[a-z_]+[a-z]", README + METRICS)) == metric_names()
+
+
+# The tests in the page about money
+
+
+def named_by(text: str) -> set[str]:
+    return set(re.findall(r"`(tests/[^`\s]+\.py::[^`\s]+)`", text))
+
+
+def test_every_test_that_the_page_about_money_names_exists():
+    assert {node for node in named_by(MONEY) if not named_tests.exists(node)} == set()
+
+
+def test_every_invariant_has_its_row_with_a_test_and_a_mutant_that_exist():
+    table = section(MONEY, "## The invariants").partition("| | invariant |")[2].split("\n\n")[0]
+    written = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()[2:]]
+    assert [row[0].strip() for row in written] == [f"M{number}" for number in range(1, 15)]
+    exist = {each.name for each in mutants.MUTANTS}
+    for _, _, kept_by, tests, removed_by in written:
+        assert codes(kept_by) and named_by(tests), kept_by
+        assert codes(removed_by) and set(codes(removed_by)) <= exist, removed_by
 
 
 # The commands in the README
@@ -277,7 +301,7 @@ def test_the_readme_is_short_enough_to_be_read():
     assert len(README.encode()) < 40_000
 
 
-@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/METRICS.md"])
+@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/METRICS.md", "docs/MONEY.md"])
 def test_every_relative_link_resolves(name):
     targets = re.findall(r"\]\(([^)\s]+)\)", (ROOT / name).read_text(encoding="utf-8"))
     relative = [target.partition("#")[0] for target in targets if "://" not in target and not target.startswith("#")]

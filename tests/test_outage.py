@@ -114,6 +114,20 @@ def test_a_vendor_that_refuses_our_key_for_a_while_is_an_alarm_and_no_clients_er
         _check_each_is_billed_once(gateway, vendor, prompts=6)
 
 
+def test_with_no_upstream_idempotency_a_lost_answer_is_never_asked_for_again(tmp_path):
+    with process.pair(tmp_path, "--no-upstream-idempotency") as (gateway, vendor):
+        vendor.script([{"on": "submit", "do": {"accept_and_drop": True}}])
+        status, _, document = gateway.submit(prompt="lost")
+        assert (status, document["status"]) == (200, "queued")
+        assert gateway.complete(gateway.submit(prompt="found")[2]["task_id"])["status"] == "completed"
+        assert gateway.end(signal.SIGKILL) == -signal.SIGKILL
+        gateway.start()
+        assert gateway.complete(gateway.submit(prompt="later")[2]["task_id"])["status"] == "completed"
+        assert gateway.call("GET", f"/v1/tasks/{document['task_id']}")[2]["status"] == "queued"
+        assert (vendor.requests()["counts"]["submit"], vendor.bill()["tasks"]) == (3, 3)
+        assert b"wave_gateway_tasks_in_doubt 1.0" in _metrics(gateway)
+
+
 def _trickle(gateway: process.Gateway, numbers: range, *, pause_s: float):
     """One submit after another, each with a prompt of its own; the answers, and the longest anybody waited."""
     answers, slowest_s = [], 0.0

@@ -26,6 +26,7 @@ def test_without_options_the_defaults_of_the_interface_hold():
         media_public_url="http://127.0.0.1:8080",
         is_media_public_url_given=False,
         upstream="https://www.qingbo.dev",
+        upstream_idempotency=True,
         policies=Path("policies"),
         data=Path("data"),
         database="sqlite",
@@ -48,7 +49,7 @@ def test_without_options_the_defaults_of_the_interface_hold():
 def test_every_field_is_filled_by_a_row_and_every_row_fills_one():
     fields = {field.name for field in dataclasses.fields(settings.Settings)} - {"is_media_public_url_given"}
     assert {row.field for row in settings.TABLE} == fields
-    assert len(settings.TABLE) == 20
+    assert len(settings.TABLE) == 21
 
 
 def test_every_row_says_what_it_is_and_what_holds_without_it():
@@ -239,6 +240,18 @@ def test_words_are_read_without_case(tmp_path):
     found = settings.parse({"log_format": "JSON", "log_level": "Warning", "ca_bundle": str(bundle), "workers": 1}, {})
     assert (found.log_format, found.log_level) == (settings.LogFormat.JSON, settings.LogLevel.WARNING)
     assert (found.ca_bundle, found.workers) == (bundle, 1)
+
+
+@pytest.mark.parametrize(("text", "value"), [("on", True), ("True", True), ("1", True), ("OFF", False), ("no", False)])
+def test_a_switch_is_read_from_the_environment_and_an_option_beats_it(text, value):
+    environ = {"WAVE_GATEWAY_UPSTREAM_IDEMPOTENCY": text}
+    assert settings.parse({}, environ).upstream_idempotency is value
+    assert settings.parse({"upstream_idempotency": not value}, environ).upstream_idempotency is not value
+
+
+def test_a_switch_that_is_neither_on_nor_off_is_refused():
+    with pytest.raises(errors.StartError, match="'maybe' is neither; write on or off"):
+        settings.parse({}, {"WAVE_GATEWAY_UPSTREAM_IDEMPOTENCY": "maybe"})
 
 
 def test_the_metrics_token_comes_from_an_option_a_variable_or_a_file(tmp_path):

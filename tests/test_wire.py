@@ -726,6 +726,16 @@ def test_a_failure_of_ours_is_shown_where_the_vendor_gave_none() -> None:
     assert task_shown["error"] == {"message": "m", "code": "task_failed"}
 
 
+def test_an_operators_word_is_shown_with_its_cost_over_what_the_vendor_said_before() -> None:
+    failure = b'{"message":"m","code":"upstream_unavailable"}'
+    said = {"failure": failure, "cost_quota": 21_250}
+    for before in (None, simple("queued"), simple("queued", error=None, cost=0)):
+        task_shown = shown(before, State.FAILED, **said)
+        assert (task_shown["status"], task_shown["cost"]) == ("failed", 21_250)
+        assert task_shown["error"] == {"message": "m", "code": "upstream_unavailable"}
+        assert shown(before, State.FAILED, is_free=True, **said)["cost"] == 0
+
+
 # Every generation of the vendor's shapes.
 
 
@@ -959,3 +969,49 @@ def test_no_shape_of_a_known_field_breaks_a_reader(
     wire.read_task(body.encode(), THEIRS)
     rendered = shown(body, state, is_free=is_free, ended_at=ENDED)
     assert {"task_id", "model", "action", "status", "created_at", "progress"} <= rendered.keys()
+
+
+# The balance page
+
+
+@pytest.mark.parametrize(
+    ("used", "nanos"),
+    [
+        ("0", 0),
+        ("12", 12_000_000_000),
+        ("0.06906", 69_060_000),
+        ("12.345678901", 12_345_678_901),
+        ('"12.5"', 12_500_000_000),
+        ("1e-05", 10_000),
+        ("13.281249999768", 13_281_250_000),
+        ("123456789.123456789", 123_456_789_123_456_789),
+        ("-0.5", -500_000_000),
+    ],
+)
+def test_the_used_amount_is_read_from_its_digits(used, nanos):
+    page = f'{{"object":"credit_summary","currency":"USD","total_used_usd":{used},"as_of":"later"}}'
+    wallet = wire.read_balance(page.encode())
+    assert wallet is not None and wallet.used_nanos == nanos
+    wrapped = wire.read_balance(f'{{"code":"success","data":{page}}}'.encode())
+    assert wrapped == wallet
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "",
+        "[]",
+        "<html>",
+        "{}",
+        '{"total_used_usd":null}',
+        '{"total_used_usd":true}',
+        '{"total_used_usd":""}',
+        '{"total_used_usd":"much"}',
+        '{"total_used_usd":1e300}',
+        '{"total_used_usd":NaN}',
+        '{"total_used_usd":"1,5"}',
+        '{"total_used_usd":5,"currency":"CNY"}',
+    ],
+)
+def test_a_page_without_an_amount_in_dollars_is_no_balance(page):
+    assert wire.read_balance(page.encode()) is None

@@ -19,7 +19,8 @@ from typing import Final
 import msgspec
 
 from gateway import errors
-from gateway.flow import keep, parts
+from gateway.flow import advance, keep, parts, resolve
+from gateway.rules.money import Nanos
 
 NAME: Final = "control.sock"
 MOST_BYTES: Final = 64 * 1024
@@ -49,6 +50,14 @@ class CacheStats(msgspec.Struct, tag=True, frozen=True):
     """Ask how many results are kept in memory."""
 
 
+class Resolve(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """End a hold by an operator's decision; see `flow/resolve.Decision`."""
+
+    task_id: str
+    charged_nanos: int | None
+    why: str
+
+
 class Progress(msgspec.Struct, tag=True, frozen=True):
     """So much of so much is done."""
 
@@ -76,14 +85,23 @@ class InMemory(msgspec.Struct, tag=True, frozen=True):
     results: int
 
 
+class Resolved(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """How a hold was ended, and how many followers ended with it."""
+
+    task_id: str
+    quote_nanos: int
+    cost_nanos: int
+    followers: int
+
+
 class Failed(msgspec.Struct, tag=True, frozen=True):
     """It could not be done."""
 
     message: str
 
 
-Request = Purge | Collect | CacheStats
-Answer = Purged | Collected | InMemory | Failed
+Request = Purge | Collect | CacheStats | Resolve
+Answer = Purged | Collected | InMemory | Resolved | Failed
 
 _ENCODER: Final = msgspec.json.Encoder()
 _REQUESTS: Final = msgspec.json.Decoder(Request)
@@ -208,3 +226,28 @@ async def _carry_out(with_parts: parts.Parts, request: Request, progress: Callab
             return Collected(blobs=removed.blobs, orphans=removed.orphans, size_bytes=removed.size_bytes)
         case CacheStats():
             return InMemory(with_parts.cache.in_memory())
+        case Resolve():
+            decision = decision_of(request)
+            log.info("control: task %s, %s", decision.task_id, decision.words())
+            done = await resolve.resolve(
+                with_parts.database, decision, now=with_parts.clock(), repeating=with_parts.repeating
+            )
+            if isinstance(done, advance.Change):
+                advance.announce(with_parts, done)
+            return resolved(done)
+
+
+def decision_of(request: Resolve) -> resolve.Decision:
+    """The decision that a request carries."""
+    charged = None if request.charged_nanos is None else Nanos(request.charged_nanos)
+    return resolve.Decision(task_id=request.task_id, charged_nanos=charged, why=request.why)
+
+
+def resolved(done: advance.Change | resolve.Unresolved) -> Resolved | Failed:
+    """What came of a decision, as it is told."""
+    if isinstance(done, resolve.Unresolved):
+        return Failed(done.message)
+    row = done.row
+    return Resolved(
+        task_id=row.id, quote_nanos=row.quote_nanos, cost_nanos=row.cost_nanos or 0, followers=len(done.followers)
+    )

@@ -7,6 +7,7 @@ reserve in it; should the cap come back, it is made anew.
 
 from __future__ import annotations
 
+from gateway import failpoints
 from gateway.flow import parts
 from gateway.rules import budget, policy
 from gateway.store import ledger
@@ -23,9 +24,14 @@ async def adopt(database: Database, in_force: parts.InForce, policies: policy.Po
     def make(tx: Tx) -> int:
         wanted = budget.all_allowances(policies, now=now)
         ledger.drop_balances(tx, keep={each.balance for each in wanted}, now=now)
-        return sum(ledger.make_balance(tx, each) for each in wanted)
+        failpoints.reach("adopt.dropped")
+        made = sum(ledger.make_balance(tx, each) for each in wanted)
+        failpoints.reach("adopt.made")
+        return made
 
     with in_force.changing():
+        failpoints.reach("adopt.before")
         made = await database.write(make)
+        failpoints.reach("adopt.committed")
         in_force.policies = policies
     return made

@@ -11,7 +11,7 @@ import dataclasses
 import logging
 from typing import Final, assert_never
 
-from gateway import metrics
+from gateway import failpoints, metrics
 from gateway.flow import parts
 from gateway.rules import pricing, retry, strict_json, task
 from gateway.rules.money import Nanos
@@ -20,6 +20,8 @@ from gateway.store.database import Tx
 
 LOST_AFTER_S: Final = 90.0
 """A repeated POST whose outcome nobody recorded by then is due again: the process ended meanwhile."""
+_SETTLED_JUST_NOW: Final = (task.State.DELIVERED, task.State.FAILED, task.State.CANCELLED)
+"""States that a change leads to with the settle itself; `completed` comes later."""
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ def attempt(tx: Tx, row: tasks.Task, *, key_ref: str, key_digest: bytes, now: fl
     state = task.step(row.state, task.Event.ATTEMPTED)
     if state is None:
         return None
+    failpoints.reach("advance.attempt")
     return tasks.move(
         tx,
         row,
@@ -59,6 +62,7 @@ def answer(tx: Tx, row: tasks.Task, outcome: task.SubmitOutcome, *, now: float, 
             said = {"failure": failure, "document": outcome.document, "refusal_status": outcome.status, "cost_nanos": 0}
             ended = _end(tx, row, task.Event.REFUSED, now=now, **said)
             if ended is not None:
+                failpoints.reach("advance.refuse")
                 ledger.release(tx, hold_of(row), now=now, why=f"refused {outcome.status}")
             return ended
         case task.NotSent():
@@ -83,6 +87,7 @@ def expire(tx: Tx, row: tasks.Task, *, now: float, why: str, is_answer: bool = F
     freed: dict[str, object] = {"idempotency_key": None} if is_answer else {}
     ended = _end(tx, row, task.Event.EXPIRED, now=now, failure=failure, cost_nanos=0, **freed)
     if ended is not None:
+        failpoints.reach("advance.expire")
         ledger.release(tx, hold_of(row), now=now, why=why)
     return ended
 
@@ -91,6 +96,7 @@ def withdraw(tx: Tx, row: tasks.Task, *, now: float) -> Change | None:
     """The client cancels what the vendor never had: a waiting task is released, a follower leaves its leader."""
     ended = _end(tx, row, task.Event.WITHDRAWN, now=now, cost_nanos=0)
     if ended is not None and row.state in task.HOLDING:
+        failpoints.reach("advance.withdraw")
         ledger.release(tx, hold_of(row), now=now, why="cancelled before it was accepted")
     return ended
 
@@ -125,7 +131,24 @@ def abandon(tx: Tx, row: tasks.Task, *, now: float) -> Change | None:
     kept = tasks.move(tx, row, row.state, next_at=None, inflight=None, failure=failure)
     if kept is None:
         return None
+    failpoints.reach("advance.abandon")
     return Change(row=kept, followers=tuple(tasks.end_followers(tx, row.id, task.State.FAILED, ended_at=now)))
+
+
+def resolve(tx: Tx, row: tasks.Task, *, charged_nanos: Nanos | None, why: str, now: float) -> Change | None:
+    """An operator's decision ends the hold (M7): it is settled to `charged_nanos`, or released where that is None."""
+    found = "came to nothing and cost nothing" if charged_nanos is None else "was billed and its result is lost"
+    message = f"The upstream never said how this task ended; whoever runs the gateway found that it {found}."
+    failure = strict_json.dumps({"message": message, "code": "upstream_unavailable"})
+    said = {"failure": failure, "cost_nanos": charged_nanos or 0, "settled_at": now}
+    ended = _end(tx, row, task.Event.RESOLVED, now=now, **said)
+    if ended is None:
+        return None
+    if charged_nanos is None:
+        ledger.release(tx, hold_of(row), now=now, why=why)
+    else:
+        ledger.settle(tx, hold_of(row), pricing.charge(row.quote(), charged_nanos, n=row.n), now=now, why=why)
+    return ended
 
 
 def report(
@@ -142,6 +165,7 @@ def report(
             ended = _end(tx, row, outcome.event, now=now, document=document)
             if ended is None:
                 return None
+            failpoints.reach("advance.report")
             cost = pricing.settle(row.quote(), outcome, n=row.n)
             if cost.nanos:
                 ledger.settle(tx, hold_of(row), cost, now=now)
@@ -156,6 +180,7 @@ def mirror(tx: Tx, row: tasks.Task, *, now: float, next_at: float | None) -> Cha
     ended = _end(tx, row, task.Event.MIRRORED, now=now, next_at=next_at, troubles=0)
     if ended is None:
         return None
+    failpoints.reach("advance.mirror")
     avoided: dict[str, int] = {}
     for _, team in ended.followers:
         avoided[team] = avoided.get(team, 0) + (row.cost_nanos or 0)
@@ -170,7 +195,7 @@ def announce(with_parts: parts.Parts, change: Change | None) -> None:
         return
     row = change.row
     with_parts.watch.changed(row.id)
-    if row.state is task.State.DELIVERED and (row.cost_nanos or 0) > row.quote_nanos:
+    if row.state in _SETTLED_JUST_NOW and (row.cost_nanos or 0) > row.quote_nanos:
         log.error("task %s: the vendor billed more than the quote; recorded as overage", row.id)
     model = row.model if row.model in with_parts.in_force.policies.models else metrics.OTHER
     for task_id, team in change.followers:
@@ -207,6 +232,7 @@ def _accept(tx: Tx, row: tasks.Task, outcome: task.Accepted, *, now: float, luck
     if holder is not None and holder.id != row.id:
         log.error("task %s: the vendor answered with the id of our task %s; it is in doubt", row.id, holder.id)
         return _doubt(tx, row, now=now, luck=luck)
+    failpoints.reach("advance.accept")
     return _move(
         tx,
         row,
@@ -220,6 +246,7 @@ def _accept(tx: Tx, row: tasks.Task, outcome: task.Accepted, *, now: float, luck
 
 
 def _doubt(tx: Tx, row: tasks.Task, *, now: float, luck: float) -> Change | None:
+    failpoints.reach("advance.doubt")
     at = now + retry.resubmit_delay(row.attempts, luck=luck)
     return _move(tx, row, task.Event.LOST, next_at=at) or _stay(tx, row, at)
 
@@ -237,7 +264,9 @@ def _deliver(tx: Tx, row: tasks.Task, outcome: task.Outcome, document: bytes, *,
         next_at=now,
     )
     if moved is not None:
+        failpoints.reach("advance.deliver")
         ledger.settle(tx, hold_of(row), cost, now=now)
+        failpoints.reach("advance.settled")
         tasks.add_media(tx, row.id, outcome.media)
     return moved
 
@@ -252,6 +281,7 @@ def _put_off(tx: Tx, row: tasks.Task, outcome: task.NotSent, *, now: float, luck
     waiting = _move(tx, row, task.Event.NOT_SENT, next_at=min(at, row.deadline_at))
     if waiting is None:
         return _stay(tx, row, at)
+    failpoints.reach("advance.put_off")
     if outcome.reset_at is not None and outcome.reset_at > row.deadline_at:
         why = "the vendor's quota window resets past the deadline"
         return expire(tx, waiting.row, now=now, why=why, is_answer=row.is_awaited())
@@ -274,6 +304,7 @@ def _end(tx: Tx, row: tasks.Task, event: task.Event, *, now: float, **columns: o
     moved = _move(tx, row, event, **{"next_at": None, "ended_at": now, "inflight": None} | columns)
     if moved is None:
         return None
+    failpoints.reach("advance.end")
     state = follower_end(moved.row.state)
     return Change(row=moved.row, followers=tuple(tasks.end_followers(tx, row.id, state, ended_at=now)))
 

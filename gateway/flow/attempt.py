@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from gateway import errors, metrics
+from gateway import errors, failpoints, metrics
 from gateway.flow import advance, parts
 from gateway.rules import circuit, policy, task
 from gateway.store import tasks
@@ -33,7 +33,9 @@ def digest_of(key: str) -> bytes:
 async def post(with_parts: parts.Parts, row: tasks.Task, key: str, *, traceparent: str | None = None) -> None:
     """Send the task upstream once and record what came of it."""
     began_at = with_parts.clock()
+    failpoints.reach("attempt.before")
     outcome = await _send(with_parts, row, key, traceparent)
+    failpoints.reach("attempt.after")
     with_parts.circuit.hear(circuit.word_of(outcome), began_at=began_at, now=with_parts.clock())
     if isinstance(outcome, (task.Accepted, task.Refused)):
         note_key(row.team, row.id, is_refused=False)
@@ -46,6 +48,7 @@ async def post(with_parts: parts.Parts, row: tasks.Task, key: str, *, traceparen
     except Exception:
         log.exception("task %s: the vendor's answer could not be recorded; it is in doubt", row.id)
         change = await _record(with_parts, row, task.InDoubt(reason="unrecorded"))
+    failpoints.reach("attempt.recorded")
     advance.announce(with_parts, change)
 
 
@@ -55,6 +58,9 @@ async def _record(with_parts: parts.Parts, row: tasks.Task, outcome: task.Submit
 
     def record(tx: Tx) -> advance.Change | None:
         change = advance.answer(tx, row, outcome, now=now, luck=luck)
+        if change is not None and change.row.state is task.State.IN_DOUBT and not with_parts.is_upstream_idempotent:
+            log.error("task %s is in doubt and must not be sent twice: its hold waits for the operator", row.id)
+            return advance.abandon(tx, change.row, now=now)
         if is_refused_now and change is not None and change.row.state is task.State.WAITING:
             why = "no connection, and the team's upstream_down is refuse"
             return advance.expire(tx, change.row, now=now, why=why, is_answer=True)

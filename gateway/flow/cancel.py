@@ -12,7 +12,7 @@ import logging
 from collections.abc import Mapping
 from typing import Final, assert_never
 
-from gateway import errors, wire
+from gateway import errors, failpoints, wire
 from gateway.flow import advance, attempt, parts, poll
 from gateway.rules import money, task
 from gateway.store import tasks
@@ -50,9 +50,11 @@ async def cancel(with_parts: parts.Parts, team: str, task_id: str) -> Answer | N
     begin = functools.partial(_begin, seen=row, now=with_parts.clock())
     begun = await with_parts.database.write(begin)
     if isinstance(begun, advance.Change):
+        failpoints.reach("cancel.ended")
         advance.announce(with_parts, begun)
         refunded = money.quota_above(begun.row.quote_nanos)
         return Answer(status=200, document=wire.render_cancelled(begun.row.id, refunded))
+    failpoints.reach("cancel.hidden")
     return await _ask(with_parts, begun)
 
 
@@ -85,6 +87,7 @@ async def _ask(with_parts: parts.Parts, row: tasks.Task) -> Answer:
             headers={"Retry-After": str(AGAIN_AFTER_S)},
         )
     outcome = await with_parts.upstream.cancel(row.upstream_task_id, key=key)
+    failpoints.reach("cancel.after")
     match outcome:
         case task.Told():
             attempt.note_key(row.team, row.id, is_refused=False)
@@ -110,6 +113,7 @@ async def _look_soon(with_parts: parts.Parts, row: tasks.Task, *, is_going_on: b
         await _note(with_parts, functools.partial(advance.unhide, row=row))
     else:
         await _note(with_parts, functools.partial(advance.hasten, row=row, now=with_parts.clock()))
+    failpoints.reach("cancel.noted")
     with_parts.watch.ask(row.id, now=with_parts.clock())
     with_parts.wake_poll()
 

@@ -37,6 +37,28 @@ class Summary:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Doubt:
+    """One task in doubt, with what to ask the vendor about it."""
+
+    id: str
+    team: str
+    model: str
+    quote_usd: str
+    """What is held."""
+    created_at: float
+    first_attempt_at: float
+    attempts: int
+    next_at: float | None
+    """When the vendor is asked again."""
+    is_yours: bool
+    """Nobody asks again: only an operator can end it."""
+    request_id: str
+    upstream_idempotency_key: str
+    upstream_key: str
+    """Where the key lies that it was sent with, never the key."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Movement:
     """One entry of the ledger."""
 
@@ -114,6 +136,11 @@ def newest(tx: Tx, *, team: str | None, state: task.State | None, limit: int) ->
     return [_summary(row) for row in tasks.newest(tx, team=team, state=state, limit=limit)]
 
 
+def in_doubt(tx: Tx, *, team: str | None, limit: int) -> list[Doubt]:
+    """The tasks in doubt, the oldest first."""
+    return [_doubt(row) for row in tasks.in_doubt(tx, team=team, limit=limit)]
+
+
 def find(tx: Tx, ref: str) -> Record | list[Summary]:
     """The task that is meant, or all that may be meant: none, or several.
 
@@ -133,6 +160,23 @@ def _summary(row: tasks.Task) -> Summary:
         cost_usd=_usd(row.cost_nanos),
         quote_usd=money.render_usd(row.quote_nanos),
         created_at=row.created_at,
+    )
+
+
+def _doubt(row: tasks.Task) -> Doubt:
+    return Doubt(
+        id=row.id,
+        team=row.team,
+        model=row.model,
+        quote_usd=money.render_usd(row.quote_nanos),
+        created_at=row.created_at,
+        first_attempt_at=row.first_attempt_at or row.created_at,
+        attempts=row.attempts,
+        next_at=row.next_at,
+        is_yours=row.next_at is None,
+        request_id=row.request_id,
+        upstream_idempotency_key=row.upstream_idempotency_key,
+        upstream_key=row.upstream_key_ref,
     )
 
 

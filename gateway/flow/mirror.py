@@ -12,7 +12,7 @@ import logging
 from collections.abc import Collection
 from typing import Final
 
-from gateway import metrics
+from gateway import failpoints, metrics
 from gateway.flow import advance, attempt, parts, poll
 from gateway.outbound import download, upstream
 from gateway.rules import retry, task
@@ -81,6 +81,7 @@ async def _fetch(with_parts: parts.Parts, row: tasks.Task, medium: tasks.Medium)
             if isinstance(fetched, download.Failed):
                 _failed(row, fetched.reason.value, fetched.detail)
                 return None
+            failpoints.reach("mirror.downloaded")
             await asyncio.to_thread(blobs.keep, temporary, fetched.digest)
     except OSError as error:
         _failed(row, "disk", error.strerror or "I/O error")
@@ -89,11 +90,13 @@ async def _fetch(with_parts: parts.Parts, row: tasks.Task, medium: tasks.Medium)
         digest=fetched.digest, size_bytes=fetched.size_bytes, mime=fetched.mime, extension=fetched.extension
     )
     now = with_parts.clock()
+    failpoints.reach("mirror.kept")
 
     def note(tx: Tx) -> None:
         media.keep(tx, blob, task_id=row.id, position=medium.position, now=now)
 
     await attempt.persist(with_parts, note)
+    failpoints.reach("mirror.noted")
     metrics.MIRROR_BYTES.inc(fetched.size_bytes)
     return medium.position
 
@@ -121,6 +124,7 @@ async def _refreshed(with_parts: parts.Parts, row: tasks.Task, missing: list[tas
         return missing
     fresh = functools.partial(tasks.renew_media, row=row, media=polled.outcome.media, document=polled.document)
     await with_parts.database.write(fresh)
+    failpoints.reach("mirror.refreshed")
     return await _missing(with_parts, row.id)
 
 
@@ -139,6 +143,7 @@ async def _again(with_parts: parts.Parts, row: tasks.Task, missing: list[tasks.M
         next_at = None
     troubles = row.troubles + 1
     await with_parts.database.write(lambda tx: tasks.note(tx, row, next_at=next_at, troubles=troubles))
+    failpoints.reach("mirror.put_off")
 
 
 async def _complete(with_parts: parts.Parts, row: tasks.Task, *, next_at: float | None) -> None:
@@ -150,6 +155,7 @@ async def _complete(with_parts: parts.Parts, row: tasks.Task, *, next_at: float 
     change = await attempt.persist(with_parts, finish)
     if change is None:
         return
+    failpoints.reach("mirror.completed")
     if next_at is None:
         await _remember(with_parts, change.row)
     advance.announce(with_parts, change)
@@ -162,6 +168,7 @@ async def _remember(with_parts: parts.Parts, row: tasks.Task) -> None:
     if row.fingerprint is not None and len(digests) >= row.n:
         result = cache.Result(task_id=row.id, completed_at=row.ended_at or 0.0, digests=digests)
         await with_parts.cache.put(row.fingerprint, result)
+        failpoints.reach("mirror.cached")
 
 
 def is_kept(blobs: blobs_disk.DiskBlobs, rows: Collection[tasks.Medium], n: int) -> bool:

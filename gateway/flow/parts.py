@@ -8,7 +8,7 @@ import dataclasses
 import ipaddress
 from collections.abc import Callable, Iterator
 
-from gateway.flow import circuit, watch
+from gateway.flow import circuit, retry_budget, watch
 from gateway.outbound import download, upstream
 from gateway.rules import policy, rate
 from gateway.store import blobs_disk, cache, database
@@ -67,7 +67,12 @@ class Parts:
     min_free_bytes: int = 0
     attempts: dict[str, asyncio.Task[None]] = dataclasses.field(default_factory=dict)
     """First POSTs under way, by task id; each runs to its end whether or not its client stays."""
+    repeating: set[str] = dataclasses.field(default_factory=set)
+    """Ids of the tasks of which a later POST is under way; `flow/resolve` keeps off them."""
     circuit: circuit.UpstreamCircuit = dataclasses.field(default_factory=circuit.UpstreamCircuit)
+    retry_budget: retry_budget.RetryBudget = dataclasses.field(default_factory=retry_budget.RetryBudget)
+    is_upstream_idempotent: bool = True
+    """False: the upstream ignores idempotency keys, so a submit in doubt is never repeated."""
     buckets: dict[str, rate.Bucket] = dataclasses.field(default_factory=dict)
     """`requests_per_minute`, by team."""
     wake_mirror: Callable[[], None] = lambda: None

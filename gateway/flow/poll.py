@@ -10,6 +10,7 @@ import logging
 from collections.abc import Collection
 from typing import Final
 
+from gateway import failpoints
 from gateway.flow import advance, attempt, parts
 from gateway.outbound import upstream
 from gateway.rules import circuit, retry, task
@@ -42,7 +43,9 @@ async def step(with_parts: parts.Parts, task_id: str) -> None:
         return
     began_at = with_parts.clock()
     with_parts.watch.polled(row.id, now=began_at)
+    failpoints.reach("poll.before")
     polled = await with_parts.upstream.poll(row.upstream_task_id, key=key)
+    failpoints.reach("poll.after")
     now, luck = with_parts.clock(), with_parts.luck()
     with_parts.circuit.hear(_word_of(polled), began_at=began_at, now=now)
     if isinstance(polled, upstream.Trouble):
@@ -65,6 +68,7 @@ async def step(with_parts: parts.Parts, task_id: str) -> None:
         next_at=now + retry.poll_delay(age_s, luck=luck, is_watched=is_watched),
     )
     change = await attempt.persist(with_parts, record)
+    failpoints.reach("poll.recorded")
     advance.announce(with_parts, change)
     if change is not None and change.row.state is task.State.DELIVERED:
         with_parts.wake_mirror()

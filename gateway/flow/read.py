@@ -77,6 +77,7 @@ def shown(tx: Tx, with_parts: parts.Parts, row: tasks.Task) -> Seen:
         created_at=row.created_at,
         ended_at=row.ended_at,
         quote_quota=money.quota_above(row.quote_nanos),
+        cost_quota=money.quota_above(paid.cost_nanos or 0),
         is_free=row.is_free(),
         upstream_task_id=paid.upstream_task_id,
         document=paid.document,

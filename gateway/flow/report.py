@@ -50,7 +50,7 @@ def report(
             line = lines.get(group, Line(group=group))
             lines[group] = dataclasses.replace(
                 line,
-                tasks=line.tasks + 1,
+                tasks=line.tasks + paid["tasks"],
                 images=line.images + paid["images"],
                 cost_nanos=line.cost_nanos + paid["nanos"],
             )

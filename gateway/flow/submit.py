@@ -15,7 +15,7 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Final
 
-from gateway import errors, metrics, wire
+from gateway import errors, failpoints, metrics, wire
 from gateway.flow import advance, attempt, mirror, parts, plan, references
 from gateway.outbound import address
 from gateway.rules import budget, policy, pricing, rate, task
@@ -102,9 +102,13 @@ async def submit(with_parts: parts.Parts, caller: Caller, body: bytes, options: 
     if row.leader_id is not None:
         advance.announce(with_parts, advance.Change(row=row))
         return Submitted(row=row)
+    with_parts.retry_budget.submitted(now=row.created_at)
+    failpoints.reach("submit.admitted")
     if row.state is task.State.RESERVED:
         _begin(with_parts, row, options)
-    return await _settled(with_parts, row, is_replay=False)
+    settled = await _settled(with_parts, row, is_replay=False)
+    failpoints.reach("submit.answered")
+    return settled
 
 
 async def _replay(with_parts: parts.Parts, caller: Caller, digest: bytes, options: Options) -> Submitted | None:
@@ -186,6 +190,7 @@ async def _decide(
             options=options,
             may_rewrite=may_rewrite,
         )
+        failpoints.reach("submit.decided")
         try:
             return await with_parts.database.write(admit)
         except _Denied as denied:
@@ -321,6 +326,7 @@ def _admit(
     free = _free_result(tx, with_parts, planned, draft, cached, options)
     if free is not None:
         tasks.insert(tx, free)
+        failpoints.reach("submit.free")
         return free, True
     quoted = planned.price
     if isinstance(quoted, policy.Deny):
@@ -334,8 +340,10 @@ def _admit(
     full = ledger.reserve(tx, advance.hold_of(draft), planned.allowances)
     if full:
         raise _Denied(_deny_full(tx, planned, draft, full))
+    failpoints.reach("submit.reserved")
     row = _held_back_if_down(with_parts, planned.team, draft)
     tasks.insert(tx, row)
+    failpoints.reach("submit.inserted")
     return row, True
 
 
@@ -388,6 +396,7 @@ def _hit(
     if source is None or not mirror.is_kept(with_parts.blobs, tasks.media_of(tx, source.id), source.n):
         return None
     ledger.avoid(tx, team=draft.team, model=draft.model, tier=draft.tier, cache_nanos=source.cost_nanos or 0)
+    failpoints.reach("submit.hit")
     return _free(draft, source, "HIT", state=task.State.COMPLETED, ended_at=draft.created_at)
 
 
@@ -407,6 +416,7 @@ def _follow(tx: Tx, draft: tasks.Task) -> tasks.Task | None:
         return None
     if tasks.count_followers(tx, draft.team) >= MOST_FOLLOWERS:
         raise _Denied(plan.deny_followers(draft.team, MOST_FOLLOWERS))
+    failpoints.reach("submit.follow")
     return _free(draft, leader, "COALESCED", state=task.State.FOLLOWING, ended_at=None)
 
 

@@ -18,7 +18,7 @@ import httpx
 import httpx_aiohttp
 
 from gateway import VERSION, metrics, wire
-from gateway.rules import task
+from gateway.rules import reconcile, task
 
 CONNECT_S: Final = 5.0
 POOL_S: Final = 20.0
@@ -37,7 +37,7 @@ class Polled:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Trouble:
-    """A poll that brought no word; says nothing about the task. `is_down` as in `task.InDoubt`."""
+    """A GET that brought no word; says nothing about what was asked for. `is_down` as in `task.InDoubt`."""
 
     reason: str
     is_key_refused: bool = False
@@ -99,6 +99,13 @@ class Upstream:
         _observe("poll", "ok" if isinstance(result, Polled) else result.reason, started)
         return result
 
+    async def balance(self, *, key: str) -> reconcile.Wallet | Trouble:
+        """GET the wallet of the account that the key belongs to."""
+        started = time.perf_counter()
+        result = await self._balance(key)
+        _observe("balance", result.reason if isinstance(result, Trouble) else "ok", started)
+        return result
+
     async def cancel(self, upstream_task_id: str, *, key: str) -> task.CancelOutcome:
         """Ask for a task's cancellation; only a later poll says whether it was cancelled."""
         started = time.perf_counter()
@@ -122,16 +129,29 @@ class Upstream:
         return outcome
 
     async def _poll(self, upstream_task_id: str, key: str) -> Polled | Trouble:
-        answer = await self._ask("GET", _path(upstream_task_id), key=key)
+        answer = await self._get(_path(upstream_task_id), key)
+        if isinstance(answer, Trouble):
+            return answer
+        outcome = wire.read_task(answer.body, upstream_task_id)
+        if outcome is None:
+            return Trouble(reason="not_a_task")
+        return Polled(outcome=outcome, document=answer.body)
+
+    async def _balance(self, key: str) -> reconcile.Wallet | Trouble:
+        answer = await self._get("/v1/dashboard/billing/balance", key)
+        if isinstance(answer, Trouble):
+            return answer
+        return wire.read_balance(answer.body) or Trouble(reason="not_a_balance")
+
+    async def _get(self, path: str, key: str) -> _Answer | Trouble:
+        """An answer 200, or why there is none."""
+        answer = await self._ask("GET", path, key=key)
         if isinstance(answer, _Silence):
             return Trouble(reason=answer.reason, is_down=not answer.is_answered)
         if answer.status != 200:
             is_key_refused = answer.status in (401, 402, 403)
             return Trouble(reason=str(answer.status), is_key_refused=is_key_refused, is_down=_is_down(answer))
-        outcome = wire.read_task(answer.body, upstream_task_id)
-        if outcome is None:
-            return Trouble(reason="not_a_task")
-        return Polled(outcome=outcome, document=answer.body)
+        return answer
 
     async def _cancel(self, upstream_task_id: str, key: str) -> task.CancelOutcome:
         answer = await self._ask("POST", f"{_path(upstream_task_id)}/cancel", key=key)

@@ -133,8 +133,15 @@ def add(one: Total, other: Total) -> Total:
 
 def settle(quoted: Quote, outcome: task.Outcome, *, n: int) -> Cost:
     """Cost of a finished task: the vendor's `cost`, else what it took beforehand, else the frozen price (M9)."""
-    images = outcome.images
-    nanos = _billed(quoted, outcome, n)
+    return _booked(quoted, _billed(quoted, outcome, n), images=outcome.images)
+
+
+def charge(quoted: Quote, nanos: Nanos, *, n: int) -> Cost:
+    """Cost that an operator names: judged like a bill for all `n` images, none of which was delivered."""
+    return dataclasses.replace(_booked(quoted, nanos, images=n), images=0)
+
+
+def _booked(quoted: Quote, nanos: Nanos, *, images: int) -> Cost:
     is_official = quoted.official is not None and nanos > images * money.ceil_to_quota(quoted.standard_unit_nanos)
     unit = quoted.official_unit_nanos if is_official else quoted.standard_unit_nanos
     difference = abs(nanos - images * (unit or money.ZERO))

@@ -53,6 +53,8 @@ class Event(enum.StrEnum):
     CANCELLED = "cancelled"
     WITHDRAWN = "withdrawn"
     """The client cancelled what the vendor never had: no word of the vendor is needed."""
+    RESOLVED = "resolved"
+    """An operator decided what the vendor never said (M7)."""
 
 
 TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = {
@@ -71,6 +73,8 @@ TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = {
     (State.SUBMITTED, Event.CANCELLED): State.CANCELLED,
     (State.DELIVERED, Event.MIRRORED): State.COMPLETED,
     (State.FOLLOWING, Event.WITHDRAWN): State.CANCELLED,
+    (State.IN_DOUBT, Event.RESOLVED): State.FAILED,
+    (State.SUBMITTED, Event.RESOLVED): State.FAILED,
 }
 
 HOLDING: Final = (State.RESERVED, State.WAITING, State.IN_DOUBT, State.SUBMITTED)

@@ -21,6 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from gateway import failpoints
+
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -91,6 +93,7 @@ class DiskBlobs:
         """
         path = self._place(digest)
         os.fsync(temporary.file.fileno())
+        failpoints.reach("blob.synced")
         path.parent.parent.mkdir(mode=0o700, exist_ok=True)
         path.parent.mkdir(mode=0o700, exist_ok=True)
         with self._publishing:
@@ -99,6 +102,7 @@ class DiskBlobs:
                 temporary.path.unlink()
             else:
                 temporary.path.rename(path)
+        failpoints.reach("blob.renamed")
         # Always all three: whoever made a directory or renamed the same blob may not have come to its fsync yet.
         for directory in (path.parent, path.parent.parent, self._root):
             _sync(directory)

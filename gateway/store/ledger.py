@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
+from gateway import failpoints
 from gateway.rules import budget, policy, pricing
 from gateway.rules.money import Nanos
 from gateway.store.database import Row, Tx
@@ -91,17 +92,20 @@ def reserve(tx: Tx, hold: Hold, allowances: Sequence[budget.Allowance]) -> tuple
     guards = _lowest(allowances)
     if not all(_reserve_one(tx, hold, guard) for guard in guards):
         return tuple(each for each in allowances if _is_full(tx, hold, each))
+    failpoints.reach("ledger.reserved")
     _add_entry(tx, hold, kind="reserve", nanos=hold.quote_nanos, at=hold.reserved_at, official=hold.official)
     return ()
 
 
-def settle(tx: Tx, hold: Hold, cost: pricing.Cost, *, now: float) -> None:
+def settle(tx: Tx, hold: Hold, cost: pricing.Cost, *, now: float, why: str = "") -> None:
     """End a hold with what was billed; raises on a second end (unique entry)."""
     entry = dataclasses.replace(hold, model=cost.model, tier=cost.tier)
-    _add_entry(tx, entry, kind="settle", nanos=cost.nanos, at=now, images=cost.images)
+    _add_entry(tx, entry, kind="settle", nanos=cost.nanos, at=now, images=cost.images, why=why)
     if cost.nanos > hold.quote_nanos:
         _add_entry(tx, entry, kind="overage", nanos=cost.nanos - hold.quote_nanos, at=now, why="bill above the quote")
+    failpoints.reach("ledger.settled")
     _end_hold(tx, hold, cost.nanos, billed=cost.model)
+    failpoints.reach("ledger.ended")
     _add_total(tx, team=hold.team, model=cost.model, tier=cost.tier, cost_nanos=cost.nanos, images=cost.images)
     if cost.drift_nanos:
         _add_total(tx, team=hold.team, model=cost.model, tier=cost.tier, drift_nanos=cost.drift_nanos)
@@ -112,6 +116,7 @@ def settle(tx: Tx, hold: Hold, cost: pricing.Cost, *, now: float) -> None:
 def release(tx: Tx, hold: Hold, *, now: float, why: str) -> None:
     """End a hold of which nothing was spent; raises on a second end (unique entry)."""
     _add_entry(tx, hold, kind="release", nanos=hold.quote_nanos, at=now, why=why)
+    failpoints.reach("ledger.released")
     _end_hold(tx, hold, 0, billed=hold.model)
 
 
@@ -124,6 +129,17 @@ def avoid(tx: Tx, *, team: str, model: str, tier: str, cache_nanos: int = 0, coa
         tier=tier,
         avoided_cache_nanos=cache_nanos,
         avoided_coalesced_nanos=coalesced_nanos,
+    )
+
+
+def balance_id(row: Row) -> budget.BalanceId:
+    """The balance that a row of `balances` or `holds` is about."""
+    return budget.BalanceId(
+        scope=budget.Scope(row["scope"]),
+        name=row["name"],
+        filter=row["model_filter"],
+        window=policy.Window(row["period"]),
+        start=row["starts_at"],
     )
 
 
@@ -157,12 +173,16 @@ def make_balance(tx: Tx, allowance: budget.Allowance) -> bool:
     """Build a missing balance from the entries and open holds of its window; False if it is there already.
 
     A cap that appears in mid-window counts from the window's start, and every open task that it touches gets a
-    row in `holds`, so that it settles there too.
+    row in `holds`, so that it settles there too. A window of another timezone may begin at the same instant and end
+    at another (London and UTC in March): its balance is made anew.
     """
     balance = allowance.balance
-    row = _balance_key(balance) | {"ends_at": allowance.resets_at, "reserved_nanos": 0, "settled_nanos": 0}
-    if not tx.run(_ADD_BALANCE, **row):
+    ends = {"ends_at": allowance.resets_at, **_balance_key(balance)}
+    if tx.run(f"DELETE FROM balances WHERE {_THIS_BALANCE} AND ends_at <> :ends_at", **ends):  # noqa: S608
+        tx.run(f"DELETE FROM holds WHERE {_THIS_BALANCE}", **_balance_key(balance))  # noqa: S608 - constant text
+    if not tx.run(_ADD_BALANCE, **ends, reserved_nanos=0, settled_nanos=0):
         return False
+    failpoints.reach("ledger.made")
     settled, open_holds = recompute(tx, balance, allowance.resets_at)
     for entry in open_holds:
         tx.run(_ADD_HOLD, task_id=entry["task_id"], nanos=entry["nanos"], **_balance_key(balance))
@@ -179,7 +199,7 @@ def make_balance(tx: Tx, allowance: budget.Allowance) -> bool:
 def drop_balances(tx: Tx, *, keep: Collection[budget.BalanceId], now: float) -> None:
     """Drop the balances of present windows that nobody looks at, with their holds' rows; the entries stay."""
     present = tx.all("SELECT * FROM balances WHERE ends_at IS NULL OR ends_at > :now", now=now)
-    for balance in {_balance_id(row) for row in present}.difference(keep):
+    for balance in {balance_id(row) for row in present}.difference(keep):
         tx.run(f"DELETE FROM holds WHERE {_THIS_BALANCE}", **_balance_key(balance))  # noqa: S608 - constant text
         tx.run(f"DELETE FROM balances WHERE {_THIS_BALANCE}", **_balance_key(balance))  # noqa: S608 - constant text
 
@@ -206,7 +226,7 @@ def recompute(tx: Tx, balance: budget.BalanceId, ends_at: int | None) -> tuple[i
 def balances(tx: Tx) -> list[tuple[budget.BalanceId, int | None, budget.Balance]]:
     """Every balance with the end of its window."""
     rows = tx.all("SELECT * FROM balances ORDER BY scope, name, model_filter, period, starts_at")
-    return [(_balance_id(row), row["ends_at"], _balance(row)) for row in rows]
+    return [(balance_id(row), row["ends_at"], _balance(row)) for row in rows]
 
 
 def open_reserves(tx: Tx) -> set[str]:
@@ -218,25 +238,19 @@ def open_reserves(tx: Tx) -> set[str]:
     return {row["task_id"] for row in rows}
 
 
-def settled_by_model(tx: Tx) -> dict[tuple[str, str, str], tuple[int, int]]:
-    """(nanos, images) settled, by (team, billed model, tier)."""
-    rows = tx.all(
-        "SELECT team, model, tier, SUM(nanos) AS nanos, SUM(images) AS images FROM entries "
-        "WHERE kind = 'settle' GROUP BY team, model, tier"
-    )
-    return {(row["team"], row["model"], row["tier"]): (row["nanos"], row["images"]) for row in rows}
-
-
 def settles(tx: Tx, *, since: float, until: float) -> list[Row]:
-    """Settle entries by their own time: team, key_name, model, tier, at, nanos, images, action, tags.
+    """Settle entries by their own time, summed: team, key_name, model, tier, action, tags, at, tasks, nanos, images.
 
-    The last two are the task's; empty where its row is not kept any more.
+    A row is what these six have in common within a quarter of an hour, since no day anywhere begins within one; `at`
+    is its first. Action and tags are the task's; empty where its row is not kept any more.
     """
     return tx.all(
-        "SELECT entries.team, entries.key_name, entries.model, entries.tier, at, nanos, images, "
-        "COALESCE(tasks.action, '') AS action, COALESCE(tasks.tags, '{}') AS tags "
+        "SELECT entries.team, entries.key_name, entries.model, entries.tier, "
+        "COALESCE(tasks.action, '') AS action, COALESCE(tasks.tags, '{}') AS tags, "
+        "MIN(at) AS at, COUNT(*) AS tasks, SUM(nanos) AS nanos, SUM(images) AS images "
         "FROM entries LEFT JOIN tasks ON tasks.id = entries.task_id "
-        "WHERE kind = 'settle' AND at >= :since AND at < :until ORDER BY entries.id",
+        "WHERE kind = 'settle' AND at >= :since AND at < :until "
+        "GROUP BY 1, 2, 3, 4, 5, 6, CAST(at / 900 AS INTEGER) ORDER BY MIN(entries.id)",
         since=since,
         until=until,
     )
@@ -275,6 +289,7 @@ def _reserve_one(tx: Tx, hold: Hold, guard: budget.Allowance) -> bool:
         tx.run(_ADD_BALANCE, **key, ends_at=guard.resets_at, reserved_nanos=0, settled_nanos=0)
         if not tx.run(_RESERVE, **key, **change):
             return False
+    failpoints.reach("ledger.held")
     tx.run(_ADD_HOLD, task_id=hold.task_id, nanos=hold.quote_nanos, **key)
     return True
 
@@ -286,9 +301,10 @@ def _is_full(tx: Tx, hold: Hold, each: budget.Allowance) -> bool:
 
 def _end_hold(tx: Tx, hold: Hold, cost_nanos: int, *, billed: str) -> None:
     for row in tx.all("SELECT * FROM holds WHERE task_id = :task_id", task_id=hold.task_id):
-        balance = _balance_id(row)
+        balance = balance_id(row)
         counted = cost_nanos if budget.counts(balance.filter, [billed]) else 0
         tx.run(_END_HOLD, nanos=row["nanos"], cost_nanos=counted, **_balance_key(balance))
+        failpoints.reach("ledger.moved")
     tx.run("DELETE FROM holds WHERE task_id = :task_id", task_id=hold.task_id)
 
 
@@ -344,16 +360,6 @@ def _balance_key(balance: budget.BalanceId) -> dict[str, object]:
 def _owner(balance: budget.BalanceId) -> dict[str, object]:
     team, _, key = balance.name.partition("/")
     return {"team": team, "key_name": key}
-
-
-def _balance_id(row: Row) -> budget.BalanceId:
-    return budget.BalanceId(
-        scope=budget.Scope(row["scope"]),
-        name=row["name"],
-        filter=row["model_filter"],
-        window=policy.Window(row["period"]),
-        start=row["starts_at"],
-    )
 
 
 def _balance(row: Row) -> budget.Balance:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Collection
 from typing import Final
 
+from gateway import failpoints
 from gateway.store.database import Tx
 
 
@@ -62,6 +63,7 @@ def keep(tx: Tx, blob: BlobRow, *, task_id: str, position: int, now: float) -> N
         extension=blob.extension,
         now=now,
     )
+    failpoints.reach("media.kept")
     tx.run(
         "UPDATE task_media SET digest = :digest WHERE task_id = :task_id AND position = :position",
         digest=blob.digest,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.resources
 import logging
 import os
 import pathlib
@@ -20,8 +19,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-from gateway import errors
-from gateway.store import database
+from gateway import errors, failpoints
+from gateway.store import database, sqlite_file
 
 T = TypeVar("T")
 
@@ -78,7 +77,8 @@ class SqliteDatabase:
     def __init__(self, path: pathlib.Path, *, end_process: Callable[[], None] | None = None) -> None:
         """Open or create the file and bring its schema up to date.
 
-        Raises StartError if the file is not a database of ours, is damaged, or is newer than this program.
+        Raises StartError if the file is not a database of ours, is damaged, has lost commits, or is newer than this
+        program.
         `end_process` is called when a COMMIT failed and nobody knows what is on the disk.
         """
         self._path = path
@@ -88,11 +88,14 @@ class SqliteDatabase:
         try:
             with contextlib.ExitStack() as opened:
                 self._writer = opened.enter_context(contextlib.closing(_connect(path)))
+                self._mark = sqlite_file.Mark(path)
+                opened.callback(self._mark.close)
+                self._mark.check(sqlite_file.check(self._writer, path))
                 _set_up(self._writer, path)
-                migrate(self._writer)
+                self._mark.note(self._writer)
                 self._reader = open_read_only(path)
                 opened.pop_all()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, OSError) as error:
             raise errors.StartError(
                 f"{path} cannot be used as the database: {error}. Restore it from a backup; an empty one would "
                 "forget what every team has spent."
@@ -133,6 +136,7 @@ class SqliteDatabase:
             is_open = None not in batch
             self._commit([each for each in batch if each is not None])
         self._writer.close()
+        self._mark.close()
 
     def _commit(self, batch: list[_Write]) -> None:
         if batch and not self._run_batch(batch):
@@ -150,6 +154,7 @@ class SqliteDatabase:
         connection = self._writer
         try:
             connection.execute("BEGIN IMMEDIATE")
+            failpoints.reach("sqlite.begun")
             is_whole = all(self._run_one(each) for each in batch)
         except sqlite3.Error as error:
             log.error("a batch of %d writes failed: %s", len(batch), error)
@@ -157,6 +162,7 @@ class SqliteDatabase:
         if not is_whole:
             _roll_back(connection)
             return False
+        failpoints.reach("sqlite.ran")
         try:
             connection.execute("COMMIT")
         except sqlite3.Error as error:
@@ -167,6 +173,8 @@ class SqliteDatabase:
             log.error("the disk is full, a batch of %d writes was not kept", len(batch))
             _roll_back(connection)
             return False
+        failpoints.reach("sqlite.committed")
+        self._mark.note(connection)
         return True
 
     def _run_one(self, each: _Write) -> bool:
@@ -201,7 +209,7 @@ def scan_empty(fn: Callable[[database.Tx], T]) -> T:
     connection = sqlite3.connect(":memory:", isolation_level=None)
     connection.row_factory = sqlite3.Row
     try:
-        migrate(connection)
+        sqlite_file.migrate(connection)
         return fn(SqliteTx(connection))
     finally:
         connection.close()
@@ -221,24 +229,6 @@ def open_read_only(path: pathlib.Path) -> sqlite3.Connection:
     return connection
 
 
-def migrate(connection: sqlite3.Connection) -> None:
-    """Apply the numbered schema files that are missing, each in a transaction; forward only."""
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    scripts = _scripts()
-    if version > len(scripts):
-        raise errors.StartError(
-            f"the database has schema {version}, this program knows {len(scripts)}: start the newer program again"
-        )
-    for number, script in enumerate(scripts[version:], start=version + 1):
-        connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;")
-
-
-def _scripts() -> list[str]:
-    folder = importlib.resources.files("gateway.store") / "schema"
-    files = sorted((each for each in folder.iterdir() if each.name.endswith(".sql")), key=lambda each: each.name)
-    return [each.read_text(encoding="utf-8") for each in files]
-
-
 def _connect(path: pathlib.Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, timeout=_BUSY_TIMEOUT_S, check_same_thread=False)
     connection.row_factory = sqlite3.Row
@@ -248,13 +238,15 @@ def _connect(path: pathlib.Path) -> sqlite3.Connection:
 def _set_up(connection: sqlite3.Connection, path: pathlib.Path) -> None:
     os.chmod(path, 0o600)
     for pragma in (
-        "journal_mode = WAL",
         "synchronous = FULL",
         "foreign_keys = ON",
         "recursive_triggers = ON",  # else INSERT OR REPLACE would pass by the trigger that keeps entries
         "wal_autocheckpoint = 1000",
     ):
         connection.execute(f"PRAGMA {pragma}")
+    sqlite_file.migrate(connection)
+    # After the schema: a file in WAL mode without tables has lost its log.
+    connection.execute("PRAGMA journal_mode = WAL")
 
 
 def _answer_all(batch: list[_Write]) -> None:

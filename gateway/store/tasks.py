@@ -181,6 +181,26 @@ def due(tx: Tx, states: Collection[task.State], *, now: float, limit: int) -> li
     return [row["id"] for row in rows]
 
 
+def due_submits(tx: Tx, *, is_repeat: bool, now: float, limit: int) -> list[tuple[float, str]]:
+    """(due at, id) of submits to send now, the most overdue first: first POSTs that were held back, or repeats."""
+    rows = tx.all(
+        "SELECT next_at, id FROM tasks WHERE state IN ('waiting', 'in_doubt') AND next_at <= :now "
+        "AND (attempts > 0) = :is_repeat ORDER BY next_at LIMIT :most",
+        is_repeat=is_repeat,
+        now=now,
+        most=limit,
+    )
+    return [(row["next_at"], row["id"]) for row in rows]
+
+
+def ids_to_repeat(tx: Tx) -> list[str]:
+    """Ids of every submit that was sent before and is to be sent again."""
+    rows = tx.all(
+        "SELECT id FROM tasks WHERE state IN ('waiting', 'in_doubt') AND next_at IS NOT NULL AND attempts > 0"
+    )
+    return [row["id"] for row in rows]
+
+
 def due_to_end(tx: Tx, *, now: float, forgotten_at: float, limit: int) -> list[str]:
     """Ids of submits whose time is over: past the deadline, or first sent before `forgotten_at` and in doubt since."""
     rows = tx.all(
@@ -218,6 +238,16 @@ def newest(tx: Tx, *, team: str | None = None, state: task.State | None = None, 
         "ORDER BY created_at DESC, id DESC LIMIT :most",
         team=team,
         state=state,
+        most=limit,
+    )
+    return [row for row in map(_task, rows) if row is not None]
+
+
+def in_doubt(tx: Tx, *, team: str | None = None, limit: int) -> list[Task]:
+    """The tasks in doubt, of one team where it is given, the oldest first."""
+    rows = tx.all(
+        f"{_SELECT} WHERE state = 'in_doubt' AND (:team IS NULL OR team = :team) ORDER BY created_at, id LIMIT :most",
+        team=team,
         most=limit,
     )
     return [row for row in map(_task, rows) if row is not None]

@@ -119,3 +119,19 @@ async def test_a_set_whose_balances_could_not_be_kept_does_not_come_into_force(t
         await stage.parts.database.write(lambda tx: tx.run("ALTER TABLE away RENAME TO balances"))
         assert await stage.adopt(capped) == 1
         assert await stage.balances() == {DAY: (0, 13_282_000)}
+
+
+async def test_a_window_that_ends_elsewhere_in_another_timezone_is_made_anew(tmp_path):
+    cap = 'spend: [{cap: "1.00", per: month}]\n'
+    utc, london = f"timezone: UTC\n{cap}", f"timezone: Europe/London\n{cap}"
+    async with stages.staged(tmp_path, org=utc) as stage:
+        stage.clock.now = 1_805_544_000.0  # 2027-03-20 12:00 UTC: March begins at the same instant in London
+        await stage.adopt(stage.parts.in_force.policies)
+        await stage.admitted()
+        await stage.adopt(stages.write_policies(tmp_path / "policies", org=london))
+        stage.clock.now = 1_806_535_800.0  # 2027-03-31 23:30 UTC, which is April in London
+        await stage.admitted()
+        assert await stage.audit() == []
+        await stage.adopt(stages.write_policies(tmp_path / "policies", org=utc))
+        assert await stage.balances() == {("org", "", "month"): (0, 26_564_000)}
+        assert await stage.audit() == []

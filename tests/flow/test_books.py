@@ -1,4 +1,4 @@
-"""explain, report, audit and the scrape: what is read from the books."""
+"""explain, report and the scrape: what is read from the books."""
 
 from __future__ import annotations
 
@@ -107,37 +107,6 @@ async def test_a_report_counts_spend_hits_and_what_they_avoided(tmp_path):
             report.Line(group=("research", *group), tasks=1, images=1, cost_nanos=42_500_000),
         ]
         assert report.total(lines).cost_nanos == 69_060_000
-
-
-async def test_the_audit_finds_a_nano_a_lost_blob_and_a_hold_without_an_end(tmp_path):
-    async with stages.staged(tmp_path, growth=CAPS) as stage:
-        row = await stage.admitted()
-        await stage.finish()
-        open_row = await stage.admitted()
-        assert await stage.audit() == []
-        await stage.parts.database.write(lambda tx: tx.run("UPDATE balances SET settled_nanos = settled_nanos + 1"))
-        await stage.parts.database.write(lambda tx: tx.run("UPDATE balances SET reserved_nanos = reserved_nanos + 1"))
-        await stage.parts.database.write(lambda tx: tx.run("UPDATE totals SET cost_nanos = cost_nanos - 1"))
-        await stage.parts.database.write(
-            lambda tx: tx.run("UPDATE tasks SET state = 'failed' WHERE id = :id", id=open_row.id)
-        )
-        await stage.parts.database.write(
-            lambda tx: tx.run("UPDATE tasks SET state = 'submitted' WHERE id = :id", id=row.id)
-        )
-        [kept] = stage.parts.blobs.each()
-        path = stage.parts.blobs.path(kept.digest)
-        assert path is not None
-        path.write_bytes(b"short")
-        found = await stage.audit()
-        assert len(found) == 6
-        text = "\n".join(found)
-        assert "settled is $0.013280001, the entries say $0.01328" in text
-        assert "reserved is $0.013282001, the open holds say $0.013282" in text
-        assert f"task {row.id} is open and holds no reservation" in text
-        assert f"the reservation of task {open_row.id} was never settled or released" in text
-        assert "has 5 bytes, its row says" in text
-        stage.parts.blobs.delete(kept.digest)
-        assert any("has a row and no file" in each for each in await stage.audit())
 
 
 async def test_a_scrape_reads_money_from_the_ledger_and_hides_unlisted_models(tmp_path):

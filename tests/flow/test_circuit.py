@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from gateway import errors, metrics
@@ -115,6 +117,32 @@ async def test_on_recovery_the_held_back_leave_oldest_first_32_at_a_time_and_eac
         assert stage.vendor.bill()["tasks"] == 45
         assert await stage.settled_nanos() == stage.vendor.bill()["nanos"] == 45 * 13_280_000
         assert await stage.audit() == []
+
+
+async def test_a_first_post_that_was_held_back_leaves_with_no_retry_left(tmp_path):
+    async with stages.staged(tmp_path) as stage:
+        there = stage.parts.upstream
+        await _cut_off(stage)
+        await _submit(stage, 5)
+        held = [await stage.admitted() for _ in range(3)]
+        stage.clock.advance(5)
+        await _reconnect(stage, there)
+        _spend_the_retries(stage)
+        for row in held:
+            await resubmit.step(stage.parts, row.id)
+        assert {(await stage.row(row.id)).state for row in held} == {task.State.SUBMITTED}
+
+
+async def test_a_fifth_of_the_live_submits_is_there_for_retries(tmp_path):
+    async with stages.staged(tmp_path) as stage:
+        await _cut_off(stage)
+        await _submit(stage, 5)
+        for caller in (stages.CALLER, stages.OTHER):
+            await asyncio.gather(*(stage.admitted(caller) for _ in range(750)))
+        assert _spend_the_retries(stage) == 50
+        stage.clock.advance(1)
+        # 1,505 in the last minute: a fifth of them is 5 a second, where without them it is 3.
+        assert _spend_the_retries(stage) == 5
 
 
 async def test_a_word_about_an_open_task_closes_it(tmp_path):
@@ -297,6 +325,14 @@ def _gauge():
 async def _cut_off(stage: stages.Stage) -> None:
     """From now on nobody listens where the upstream was."""
     object.__setattr__(stage.parts, "upstream", upstream.Upstream("http://127.0.0.1:1"))
+
+
+def _spend_the_retries(stage: stages.Stage) -> int:
+    """Leave no retry for anybody now; returns how many there were."""
+    count = 0
+    while stage.parts.retry_budget.take("another task", now=stage.clock()):
+        count += 1
+    return count
 
 
 async def _reconnect(stage: stages.Stage, there: upstream.Upstream) -> None:

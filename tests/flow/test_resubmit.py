@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from gateway.flow import advance, attempt, recover
+from gateway.flow import advance, attempt, recover, resubmit
 from gateway.outbound import upstream
 from gateway.rules import task
 from tests import stage as stages
@@ -176,6 +176,115 @@ async def test_in_doubt_is_repeated_only_with_the_upstream_key_it_was_sent_with(
         assert (await stage.row(row.id)).state is task.State.COMPLETED
 
 
+async def test_in_doubt_with_a_replaced_upstream_key_is_the_operators_after_the_deadline(tmp_path):
+    async with stages.staged(tmp_path, growth=CAP) as stage:
+        stage.vendor.set_script([{"on": "submit", "do": {"status": 503}}])
+        row = await stage.admitted(seed=7)
+        stage.keys["env:KEY_GROWTH"] = "another-key"
+        await stage.run(119)
+        assert (await stage.row(row.id)).next_at is not None
+        await stage.run(2)
+        await stage.run(2)
+        kept = await stage.row(row.id)
+        assert (kept.state, kept.next_at, kept.inflight, stage.posts()) == (task.State.IN_DOUBT, None, None, 1)
+        assert await stage.entries(row.id) == [("reserve", 13_282_000)]
+
+
+async def test_a_key_that_cannot_be_read_is_waited_for(tmp_path):
+    async with stages.staged(tmp_path) as stage:
+        stage.vendor.set_script([{"on": "submit", "do": {"accept_and_drop": True}}])
+        row = await stage.admitted()
+        key = stage.keys.pop("env:KEY_GROWTH")
+        await stage.finish(rounds=4, seconds=3600)
+        assert (stage.posts(), (await stage.row(row.id)).next_at is not None) == (1, True)
+        stage.keys["env:KEY_GROWTH"] = key
+        await stage.finish()
+        assert (await stage.row(row.id)).state is task.State.COMPLETED
+        assert stage.vendor.bill()["tasks"] == 1
+
+
+@pytest.mark.parametrize("fault", [{"accept_and_drop": True}, {"status": 503}, {"garbage": True}])
+async def test_where_the_vendor_ignores_idempotency_keys_a_post_in_doubt_is_never_repeated(tmp_path, fault):
+    async with stages.staged(tmp_path, growth=CAP, vendor={"idempotency": False}) as stage:
+        _ignore_idempotency(stage)
+        stage.vendor.set_script([{"on": "submit", "do": fault}])
+        leader = await stage.admitted(seed=7)
+        assert (leader.state, (await stage.shown(leader))["status"]) == (task.State.IN_DOUBT, "queued")
+        await stage.finish(rounds=30, seconds=3600)
+        kept = await stage.row(leader.id)
+        assert (kept.state, kept.next_at, kept.inflight, stage.posts()) == (task.State.IN_DOUBT, None, None, 1)
+        assert await stage.entries(leader.id) == [("reserve", 13_282_000)]
+        assert (await stage.balances())[HELD] == (0, 13_282_000)
+        assert (await stage.admitted(seed=7)).x_cache == "MISS"
+
+
+async def test_where_the_vendor_ignores_idempotency_keys_a_post_that_a_kill_interrupted_is_the_operators(tmp_path):
+    async with stages.staged(tmp_path, growth=CAP, vendor={"idempotency": False}) as stage:
+        row = await stage.admitted()
+        undo = "UPDATE tasks SET state = 'reserved', upstream_task_id = NULL, document = NULL WHERE id = :id"
+        await stage.parts.database.write(lambda tx: tx.run(undo, id=row.id))
+        _ignore_idempotency(stage)
+        assert await recover.recover(stage.parts) == 1
+        await stage.finish()
+        kept = await stage.row(row.id)
+        assert (kept.state, kept.next_at, stage.posts()) == (task.State.IN_DOUBT, None, 1)
+        assert await stage.entries(row.id) == [("reserve", 13_282_000)]
+
+
+async def test_where_the_vendor_ignores_idempotency_keys_what_was_provably_not_sent_is_sent_again(tmp_path):
+    async with stages.staged(tmp_path, vendor={"idempotency": False}) as stage:
+        _ignore_idempotency(stage)
+        stage.vendor.set_script([{"on": "submit", "do": {"status": 429}}])
+        row = await stage.admitted()
+        await stage.finish()
+        assert (await stage.row(row.id)).state is task.State.COMPLETED
+        assert stage.vendor.bill()["tasks"] == 1
+
+
+async def test_retries_are_held_to_the_budget_and_first_posts_are_not(tmp_path):
+    async with stages.staged(tmp_path) as stage:
+        stage.vendor.set_script([{"on": "submit", "prompt": "lost", "times": None, "do": {"status": 418}}])
+        lost = [await stage.admitted(prompt=f"lost {number}") for number in range(60)]
+        await stage.run(1)
+        assert stage.posts() == 60 + 50
+        await stage.run(1)
+        assert stage.posts() == 60 + 50 + 3
+        assert (await stage.admitted(prompt="new")).state is task.State.SUBMITTED
+        stage.vendor.set_script([])
+        await stage.finish(rounds=30)
+        assert {(await stage.row(row.id)).state for row in lost} == {task.State.COMPLETED}
+
+
+async def test_recovery_after_a_restart_is_outside_the_retry_budget(tmp_path):
+    async with stages.staged(tmp_path) as stage:
+        stage.vendor.set_script([{"on": "submit", "times": 60, "do": {"status": 418}}])
+        for number in range(60):
+            await stage.admitted(prompt=f"lost {number}")
+        await recover.recover(stage.parts)
+        await stage.run()
+        assert stage.posts() == 120
+        stage.vendor.set_script([{"on": "submit", "times": None, "do": {"status": 418}}])
+        for number in range(60):
+            await stage.admitted(prompt=f"later {number}")
+        await stage.run(1)
+        assert stage.posts() == 120 + 60 + 50
+
+
+async def test_of_what_was_recovered_only_the_first_repeat_is_outside_the_budget(tmp_path):
+    async with stages.staged(tmp_path) as stage:
+        stage.vendor.set_script([{"on": "submit", "times": None, "do": {"status": 418}}])
+        row = await stage.admitted()
+        await recover.recover(stage.parts)
+        for posts in (2, 2, 2):
+            while stage.parts.retry_budget.take("another task", now=stage.clock()):
+                pass
+            await resubmit.step(stage.parts, row.id)
+            assert stage.posts() == posts
+            stage.clock.advance(20)
+        await stage.run()
+        assert stage.posts() == 3
+
+
 async def test_a_task_never_accepted_is_sent_with_the_teams_present_key(tmp_path):
     async with stages.staged(tmp_path) as stage:
         stage.vendor.set_script([{"on": "submit", "do": {"status": 401}}])
@@ -248,6 +357,10 @@ async def test_a_waiting_client_is_let_go_with_its_task_when_the_gateway_stops(t
         stage.parts.watch.close()
         row = await asyncio.wait_for(client, 1)
         assert (row.state, (await stage.shown(row))["status"]) == (task.State.RESERVED, "queued")
+
+
+def _ignore_idempotency(stage: stages.Stage) -> None:
+    object.__setattr__(stage.parts, "is_upstream_idempotent", False)
 
 
 async def _cut_off(stage: stages.Stage) -> None:

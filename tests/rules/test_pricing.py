@@ -384,6 +384,23 @@ def test_a_bill_above_the_quote_is_recorded_as_it_is() -> None:
     assert (settled.nanos, settled.drift_nanos, settled.premium_nanos) == (2_000_000_000, 1_957_500_000, 0)
 
 
+@pytest.mark.parametrize(
+    ("nanos", "model", "premium", "drift"),
+    [
+        (127_500_000, PRO, 0, 0),
+        (42_500_000, PRO, 0, 85_000_000),
+        (127_500_001, PRO_OFFICIAL, 1, 214_199_999),
+        (341_700_000, PRO_OFFICIAL, 214_200_000, 0),
+    ],
+)
+def test_what_an_operator_says_was_charged_is_judged_as_a_bill_for_all_images_with_none_delivered(
+    nanos: int, model: str, premium: int, drift: int
+) -> None:
+    charged = pricing.charge(quote(model=PRO, n=3, official_fallback=True), Nanos(nanos), n=3)
+    assert (charged.nanos, charged.images, charged.model) == (nanos, 0, model)
+    assert (charged.premium_nanos, charged.drift_nanos) == (premium, drift)
+
+
 def test_a_failed_task_with_its_money_back_costs_nothing() -> None:
     outcome = task.Outcome(event=task.Event.FAILED, status="failed", cost_quota=0, pre_consumed_quota=21_250)
     settled = pricing.settle(quote(model=PRO), outcome, n=1)

@@ -23,6 +23,8 @@ TABLE = {
     ("submitted", "cancelled"): "cancelled",
     ("delivered", "mirrored"): "completed",
     ("following", "withdrawn"): "cancelled",
+    ("in_doubt", "resolved"): "failed",
+    ("submitted", "resolved"): "failed",
 }
 PAIRS = sorted(itertools.product(State, Event))
 
@@ -58,9 +60,9 @@ def test_a_task_leaves_a_hold_at_most_once(events: list[Event]) -> None:
     assert ends in (0, 1)
 
 
-def test_doubt_ends_only_on_the_vendors_word() -> None:
+def test_doubt_ends_only_on_the_vendors_word_or_an_operators() -> None:
     leaving = {event for event in Event if task.step(State.IN_DOUBT, event) not in (None, State.IN_DOUBT)}
-    assert leaving == {"accepted", "refused"}
+    assert leaving == {"accepted", "refused", "resolved"}
 
 
 def test_only_what_was_provably_not_accepted_expires() -> None:

@@ -589,25 +589,27 @@ async def test_what_was_avoided_is_counted_without_an_entry(kept: sqlite.SqliteD
     assert await rows(kept, "SELECT * FROM entries") == []
 
 
-async def test_settled_sums_follow_the_entries(kept: sqlite.SqliteDatabase) -> None:
-    await history(kept)
-    assert await kept.scan(ledger.settled_by_model) == {
-        ("growth", PRO, "standard"): (20, 1),
-        ("growth", PRO_OFFICIAL, "official"): (70, 1),
-        ("growth", FLASH, "standard"): (5, 1),
-    }
-
-
 async def test_settles_are_found_by_their_own_time_from_the_first_instant_and_before_the_last(
     kept: sqlite.SqliteDatabase,
 ) -> None:
-    for task_id, at in (("a", 10.0), ("b", 20.0), ("c", 30.0)):
+    for task_id, at in (("a", 1000.0), ("b", 2000.0), ("c", 3000.0)):
         await reserve(kept, hold(task_id, 5), [])
         await settle(kept, hold(task_id, 5), cost(3), now=at)
-    found = await kept.scan(lambda tx: ledger.settles(tx, since=10.0, until=30.0))
+    found = await kept.scan(lambda tx: ledger.settles(tx, since=1000.0, until=3000.0))
     assert [tuple(row[name] for name in row.keys()) for row in found] == [
-        ("growth", "ci", PRO, "standard", 10.0, 3, 1, "", "{}"),
-        ("growth", "ci", PRO, "standard", 20.0, 3, 1, "", "{}"),
+        ("growth", "ci", PRO, "standard", "", "{}", 1000.0, 1, 3, 1),
+        ("growth", "ci", PRO, "standard", "", "{}", 2000.0, 1, 3, 1),
+    ]
+
+
+async def test_settles_of_a_quarter_of_an_hour_are_one_row_with_their_sums(kept: sqlite.SqliteDatabase) -> None:
+    for task_id, at in (("a", 900.0), ("b", 1799.0), ("c", 1800.0)):
+        await reserve(kept, hold(task_id, 5), [])
+        await settle(kept, hold(task_id, 5), cost(3), now=at)
+    found = await kept.scan(lambda tx: ledger.settles(tx, since=0.0, until=3000.0))
+    assert [(row["at"], row["tasks"], row["nanos"], row["images"]) for row in found] == [
+        (900.0, 2, 6, 2),
+        (1800.0, 1, 3, 1),
     ]
 
 

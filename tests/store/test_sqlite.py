@@ -100,7 +100,8 @@ def test_a_new_file_gets_the_schema(tmp_path: pathlib.Path) -> None:
     builders.open_database(tmp_path).close()
     found = builders.shell(tmp_path, "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
     assert [name for (name,) in found] == ["balances", "blobs", "entries", "holds", "task_media", "tasks", "totals"]
-    assert builders.shell(tmp_path, "PRAGMA user_version") == [(1,)]
+    assert builders.shell(tmp_path, "PRAGMA user_version") == [(2,)]
+    assert builders.shell(tmp_path, "PRAGMA application_id") == [(0x57415645,)]
 
 
 async def test_what_was_committed_is_there_after_opening_again(tmp_path: pathlib.Path) -> None:
@@ -120,7 +121,7 @@ def test_only_the_owner_may_read_the_file_or_its_log(tmp_path: pathlib.Path) -> 
         kept.close()
     finally:
         os.umask(before)
-    assert modes == {"ledger.db": 0o600, "ledger.db-shm": 0o600, "ledger.db-wal": 0o600}
+    assert modes == {"ledger.db": 0o600, "ledger.db-shm": 0o600, "ledger.db-wal": 0o600, "ledger.mark": 0o600}
 
 
 def test_a_file_that_others_could_read_is_closed_to_them(tmp_path: pathlib.Path) -> None:
@@ -160,21 +161,6 @@ def test_a_damaged_file_is_refused_and_left_as_it_is(tmp_path: pathlib.Path, dam
 def test_a_path_that_cannot_hold_a_file_is_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(errors.StartError, match="cannot be used as the database: unable to open database file"):
         sqlite.SqliteDatabase(tmp_path / "missing" / "ledger.db")
-
-
-def test_a_database_with_foreign_tables_of_our_names_is_refused(tmp_path: pathlib.Path) -> None:
-    builders.shell(tmp_path, "CREATE TABLE entries (what TEXT)")
-    with pytest.raises(errors.StartError, match="table entries already exists"):
-        builders.open_database(tmp_path)
-    assert builders.shell(tmp_path, "SELECT name FROM sqlite_master") == [("entries",)]  # and nothing of the schema
-
-
-def test_a_schema_of_a_newer_program_is_refused(tmp_path: pathlib.Path) -> None:
-    builders.open_database(tmp_path).close()
-    builders.shell(tmp_path, "PRAGMA user_version = 2")
-    with pytest.raises(errors.StartError) as refused:
-        builders.open_database(tmp_path)
-    assert str(refused.value) == ("the database has schema 2, this program knows 1: start the newer program again")
 
 
 # Group commit
@@ -287,7 +273,7 @@ async def test_a_lost_transaction_fails_everyone_of_its_batch_and_all_succeed_wh
     assert await names(kept) == ["first", "loses", "last"]
 
 
-async def test_a_full_database_fails_everyone_of_its_batch_and_all_succeed_when_there_is_room(
+async def test_a_full_database_fails_all_fifty_of_its_batch_and_all_succeed_when_there_is_room(
     kept: sqlite.SqliteDatabase,
 ) -> None:
     """SQLITE_FULL rolls the whole transaction back, also what other functions did in it."""
@@ -297,14 +283,29 @@ async def test_a_full_database_fails_everyone_of_its_batch_and_all_succeed_when_
         return lambda tx: tx.one(f"PRAGMA max_page_count = {pages}")
 
     big = "x" * 100_000
+    fifty = [*(f"n{number}" for number in range(25)), big, *(f"n{number}" for number in range(26, 50))]
     await kept.write(limit(1))  # SQLite takes the size that the file has
-    outcomes = await together(kept, add("first"), add(big), add("last"))
-    assert [code(each) for each in outcomes] == ["unavailable"] * 3
+    outcomes = await together(kept, *map(add, fifty))
+    assert [code(each) for each in outcomes] == ["unavailable"] * 50
     assert await names(kept) == ["before"]
     assert code((await together(kept, add(big)))[0]) == "unavailable"
     await kept.write(limit(1_000_000))
-    assert await together(kept, add("first"), add(big), add("last")) == ["first", big, "last"]
-    assert await names(kept) == ["before", "first", big, "last"]
+    assert await together(kept, *map(add, fifty)) == fifty
+    assert await names(kept) == ["before", *fifty]
+
+
+async def test_an_error_of_one_statement_leaves_the_other_forty_nine_of_its_batch(kept: sqlite.SqliteDatabase) -> None:
+    """SQLite undoes the statement only, and what its function did before goes with the savepoint."""
+
+    def breaks(tx: Tx) -> None:
+        add("half")(tx)
+        tx.one("SELECT zeroblob(2000000000)")  # more than a value may hold: SQLITE_TOOBIG
+
+    outcomes = await together(kept, *(breaks if number == 25 else add(f"n{number}") for number in range(50)))
+    assert isinstance(outcomes.pop(25), sqlite3.DataError)
+    stayed = [f"n{number}" for number in range(50) if number != 25]
+    assert outcomes == stayed
+    assert await names(kept) == stayed
 
 
 async def test_nothing_is_kept_while_another_process_has_the_file(tmp_path: pathlib.Path) -> None:
@@ -425,37 +426,54 @@ async def test_nobody_is_answered_while_the_batch_is_not_committed(
     assert await names(kept) == ["first"]
 
 
-async def test_a_disk_that_is_full_at_commit_refuses_the_batch_and_the_process_goes_on(
-    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The write-ahead log is a device that is always full, so it is COMMIT that finds no room."""
-    first = builders.open_database(tmp_path)
-    await first.write(lambda tx: tx.run(SCRATCH))
-    await first.write(add("before"))
-    first.close()
-    builders.shell(tmp_path, "PRAGMA wal_checkpoint(TRUNCATE)")
-    log = tmp_path / "ledger.db-wal"
-    log.unlink(missing_ok=True)
-    try:
-        os.mknod(log, 0o600 | stat.S_IFCHR, os.makedev(1, 7))  # /dev/full; a symbolic link would not be followed
-        log.open("rb").close()
-    except OSError as error:
-        pytest.skip(f"no device that is always full can be made here: {error}")
-    ends: list[str] = []
-    kept = builders.open_database(tmp_path, end_process=lambda: ends.append("end"))
-    outcomes = await together(kept, add("first"), add("last"))
-    assert [code(each) for each in outcomes] == ["unavailable"] * 2
-    assert code((await together(kept, add("again")))[0]) == "unavailable"
-    assert ends == []
-    assert [record.getMessage() for record in caplog.records] == [
-        "the disk is full, a batch of 2 writes was not kept",
-        "the disk is full, a batch of 1 writes was not kept",
-    ]
+FULL_DISK = """
+import asyncio, json, pathlib, sys
+from gateway import errors
+from gateway.store import sqlite
+
+async def main(path, rule):
+    kept = sqlite.SqliteDatabase(path)
+
+    async def add(name):
+        try:
+            await kept.write(lambda tx: tx.run("INSERT INTO scratch (name) VALUES (:name)", name=name))
+        except errors.OurError as error:
+            return error.code
+        return name
+
+    print(await add("before"))
+    rule.with_suffix(".draft").write_text(json.dumps({"calls": ["pwrite64"], "file": "-wal", "errno": 28}))
+    rule.with_suffix(".draft").rename(rule)
+    print(await asyncio.gather(add("first"), add("last")))
+    print(await add("again"))
+    rule.unlink()
+    print(await asyncio.gather(add("first"), add("last")))
     kept.close()
-    log.unlink(missing_ok=True)
-    again = builders.open_database(tmp_path)
-    assert await names(again) == ["before"]
-    again.close()
+
+asyncio.run(main(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])))
+"""
+
+
+def test_a_disk_that_is_full_at_commit_refuses_the_batch_and_the_process_goes_on(tmp_path: pathlib.Path) -> None:
+    """The rows are in memory until COMMIT writes them to the log: ENOSPC of a real system call, without a full disk."""
+    builders.open_database(tmp_path).close()
+    builders.shell(tmp_path, SCRATCH)
+    root = pathlib.Path(sqlite.__file__).parents[2]
+    program = (sys.executable, "-c", FULL_DISK, tmp_path / "ledger.db", tmp_path / "fail.json")
+    ended = subprocess.run(
+        [sys.executable, root / "tests" / "tracing.py", tmp_path, *program],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout.splitlines()) == (
+        0,
+        ["before", "['unavailable', 'unavailable']", "unavailable", "['first', 'last']"],
+    )
+    assert "the disk is full, a batch of" in ended.stderr
+    assert builders.shell(tmp_path, "SELECT name FROM scratch") == [("before",), ("first",), ("last",)]
 
 
 # Reading
