@@ -30,11 +30,15 @@ CLIENTS        := .clients
 PYTHON_CLIENTS := openai==3.54.0 requests==2.34.2
 NODE_CLIENTS   := openai@6.49.0
 
-.PHONY: help demo test check clients lock clean
+# The crash proof, at full length: a run that was stopped goes on where it was.
+KILLS  := 200
+ROUNDS := 50
+
+.PHONY: help demo test check mutants clients proofs crash crash-random stateful lock clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do \
-		printf '%-14s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do \
+		printf '%-18s %s\n' "$$name" "$$text"; done
 
 demo: $(VENV)/.runtime ## see the gateway at work against the simulator (ARGS=--once: run through and exit)
 	@$(BIN)/wave-gateway demo $(ARGS)
@@ -64,8 +68,23 @@ check: $(VENV)/.dev ## format, lint, types, floors: everything but the tests
 	@$(PY) -m mypy
 	@$(BIN)/lint-imports --no-logo
 
+mutants: $(VENV)/.dev ## seed bugs about money, one at a time, and see a test catch each (ARGS: parts of their names)
+	@$(PY) -m tests.mutants.run $(ARGS)
+
+stateful: $(VENV)/.dev ## play the gateway against its reference model of money (STEPS=100000 SEED=…)
+	@$(PY) -m tests.stateful.run --steps $(or $(STEPS),100000) $(if $(SEED),--seed $(SEED))
+
 clients: $(VENV)/.runtime $(CLIENTS)/.made ## run real clients against a gateway: the OpenAI SDKs, requests (fetches them, once)
 	@$(PY) -m tests.clients.run $(CLIENTS)
+
+proofs: $(VENV)/.dev ## prove the contract about money at full length, minutes each (ARGS=disconnects: only that one)
+	@$(PY) -m tests.proofs $(ARGS)
+
+crash: $(VENV)/.dev ## kill the gateway at every failpoint and compare its books with the bill (KILLS=10000, ARGS=--seed=…)
+	@$(PY) -m tests.crash.run --kills $(KILLS) $(ARGS)
+
+crash-random: $(VENV)/.dev ## the same at random moments under 50 submits at once (ROUNDS=300, ARGS=--seed=…)
+	@$(PY) -m tests.crash.run --rounds $(ROUNDS) $(ARGS)
 
 lock: $(VENV)/.made ## recompute the lock files from pyproject.toml (ARGS=--upgrade: take newer releases)
 	@$(PIP_INSTALL) '$(UV)'
@@ -74,7 +93,7 @@ lock: $(VENV)/.made ## recompute the lock files from pyproject.toml (ARGS=--upgr
 	@! grep -n '://' requirements.lock requirements-dev.lock || { echo 'make lock: a URL in a lock file' >&2; exit 1; }
 
 clean: ## remove the venv, caches and build leftovers
-	rm -rf $(VENV) $(CLIENTS) build dist *.egg-info htmlcov .coverage .coverage.* \
+	rm -rf $(VENV) $(CLIENTS) .crash build dist *.egg-info htmlcov .coverage .coverage.* \
 		.pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find gateway tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
