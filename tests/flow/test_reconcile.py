@@ -312,6 +312,17 @@ async def test_keys_of_one_account_that_differ_while_money_moves_are_read_until_
         assert play.vendor.requests.counts["balance"] == 6
 
 
+async def test_the_wallet_that_counts_is_read_after_the_tasks(tmp_path):
+    async with stage.staged(tmp_path) as play:
+        await play.admitted()
+        play.clock.advance(60)
+        # To the first look, one for each key, the task had taken nothing yet.
+        play.vendor.set_script([{"on": "balance", "times": 2, "do": {"answer": {"total_used_usd": "0"}}}])
+        report = await reconciled(play)
+        assert report.is_explained() and report.accounts[0].used_nanos == 13_280_000
+        assert parts(report) == {Reason.UNPOLLED: (1, 13_280_000, 13_280_000)}
+
+
 async def test_more_tasks_than_the_bound_are_counted_and_not_asked_about(tmp_path):
     async with stage.staged(tmp_path) as play:
         for number in range(3):

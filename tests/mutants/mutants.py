@@ -478,6 +478,18 @@ MUTANTS: Final = (
         new="_booked(quoted, nanos, images=1)",
         tests=("tests/flow/test_resolve.py::test_a_charge_above_the_standard_price_is_the_official_models",),
     ),
+    Mutant(
+        name="decision-not-signed",
+        what="the ledger does not say of a decision that it was an operator's",
+        file="gateway/flow/resolve.py",
+        old='return f"operator: {found}: {self.why}"',
+        new='return f"{found}: {self.why}"',
+        tests=(
+            "tests/flow/test_resolve.py::test_refused_releases_the_hold_and_fails_the_task_for_its_client",
+            "tests/flow/test_reconcile.py::test_a_hold_that_an_operator_released_explains_up_to_its_quote",
+            "tests/flow/test_audit.py::test_drift_and_an_operators_charge_are_recomputed_as_they_were_judged",
+        ),
+    ),
     # How often a submit is sent
     Mutant(
         name="retry-budget-ignored",
@@ -550,6 +562,14 @@ MUTANTS: Final = (
             "tests/flow/test_resubmit.py::"
             "test_where_the_vendor_ignores_idempotency_keys_a_post_in_doubt_is_never_repeated",
         ),
+    ),
+    Mutant(
+        name="no-idempotency-not-heard",
+        what="`--no-upstream-idempotency` reaches nobody",
+        file="gateway/app.py",
+        old="is_upstream_idempotent=settings.upstream_idempotency,",
+        new="is_upstream_idempotent=True,",
+        tests=("tests/test_outage.py::test_with_no_upstream_idempotency_a_lost_answer_is_never_asked_for_again",),
     ),
     Mutant(
         name="recovered-without-idempotency",
@@ -1108,6 +1128,22 @@ MUTANTS: Final = (
         old="Reason.IN_DOUBT), booked, 0, quote)",
         new="Reason.IN_DOUBT), booked, 0, 2 * quote)",
         tests=("tests/flow/test_reconcile.py::test_a_task_in_doubt_explains_up_to_its_quote_and_not_a_nano_more",),
+    ),
+    Mutant(
+        name="unknown-wallet-is-empty",
+        what="a wallet that cannot be read has used nothing",
+        file="gateway/flow/reconcile.py",
+        old="used = wallet.used_nanos if isinstance(wallet, rules.Wallet) else None",
+        new="used = wallet.used_nanos if isinstance(wallet, rules.Wallet) else 0",
+        tests=("tests/flow/test_reconcile.py::test_a_key_that_cannot_be_read_is_not_known",),
+    ),
+    Mutant(
+        name="wallet-of-before-the-tasks",
+        what="the wallet is read before the vendor says which tasks have ended",
+        file="gateway/flow/reconcile.py",
+        old="[key for key in keys if isinstance(first[key.refs], rules.Wallet)]",
+        new="[]",
+        tests=("tests/flow/test_reconcile.py::test_the_wallet_that_counts_is_read_after_the_tasks",),
     ),
     Mutant(
         name="reserved-meanwhile-forgotten",
