@@ -46,7 +46,7 @@ demo: $(VENV)/.runtime ## see the gateway at work against the simulator (ARGS=--
 test: $(VENV)/.dev ## run the tests and hold the coverage floors (ARGS: for pytest; floors are then skipped)
 ifeq ($(strip $(ARGS)),)
 	@$(COVERAGE) erase
-	@$(COVERAGE) run -m pytest --numprocesses=3 --dist=loadfile
+	@$(COVERAGE) run -m pytest --numprocesses=3 --dist=worksteal
 	@$(COVERAGE) combine --quiet
 	@$(COVERAGE) report
 	@set -e; \

@@ -977,7 +977,7 @@ async def test_a_thousand_concurrent_submits_are_all_taken(clock):
     simulator = Simulator(clock=clock)
     async with (
         served(simulator) as client,
-        HttpxAiohttpClient(base_url=client.base_url, headers=client.headers, trust_env=False) as fast,
+        HttpxAiohttpClient(base_url=client.base_url, headers=client.headers, trust_env=False, timeout=60) as fast,
     ):
         await asyncio.gather(*(submit(fast, prompt=f"{number}") for number in range(1000)))
     assert (simulator.bill()["tasks"], simulator.bill()["open"]) == (1000, 1000)

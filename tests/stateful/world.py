@@ -78,7 +78,9 @@ class World:
     """One gateway and its vendor on an event loop of their own."""
 
     def __init__(self, *, now: float) -> None:
-        logging.getLogger("gateway").setLevel(logging.CRITICAL + 1)
+        self._logger = logging.getLogger("gateway")
+        self._level = self._logger.level
+        self._logger.setLevel(logging.CRITICAL + 1)
         where = SHARED_MEMORY if SHARED_MEMORY.is_dir() and os.access(SHARED_MEMORY, os.W_OK) else None
         self._directory = pathlib.Path(tempfile.mkdtemp(prefix="wave-model-", dir=where))
         self._loop = uvloop.new_event_loop()
@@ -104,6 +106,7 @@ class World:
             self.run(self._loop.shutdown_default_executor())
         finally:
             self._loop.close()
+            self._logger.setLevel(self._level)
             shutil.rmtree(self._directory, ignore_errors=True)
 
     def script(self, on: str, *rules: dict[str, Any]) -> None:
