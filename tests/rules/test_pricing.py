@@ -4,7 +4,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.rules import policy, pricing, task
@@ -421,6 +421,8 @@ def test_without_a_vendors_word_a_settle_of_what_was_asked_for_stays_inside_the_
 
 
 @given(st.integers(0, 100_000), st.integers(0, 3), st.sampled_from([PLAIN, FALLBACK, OFFICIAL]))
+@example(65, 1, PLAIN)  # through floats 129,999 nanos
+@example(498, 3, FALLBACK)  # 995,999
 @settings(deadline=None, max_examples=100)
 def test_the_vendors_cost_is_kept_to_the_nano(cost: int, images: int, quoted: pricing.Quote) -> None:
     settled = pricing.settle(quoted, delivered(images, cost=cost), n=3)
