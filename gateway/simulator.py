@@ -40,7 +40,7 @@ submit, for the task that it creates
 ``cost`` quota                       billed instead of the list price, also when it failed
 ``fallback``                         the official channel was used and billed, if ``official_fallback`` allows it
 ``queue_s``, ``work_s``              instead of the simulator's
-``statuses`` list                    poll i shows the i-th, the last repeats; the first terminal one is the truth
+``statuses`` list                    poll i shows the i-th, the last repeats; the first end, or a cancel, is the truth
 ``generation``, ``id_at``            shapes of this task; the answer's id at task_id id data data.task_id data.id
 ``callback_times`` k                 the callback is sent k times
 ==================================== =========================================================================
@@ -410,6 +410,7 @@ class Simulator:
             return _refusal(400, "task_not_cancellable", f"the task is {task.status(now)}")
         if not do.pretend:
             self._end(task, "cancelled", now)
+            task.do = msgspec.structs.replace(task.do, statuses=())  # what it shows is what it bills
         if (fault := await _after(do, request)) is not None:
             return fault
         refund = {"refunded": True, "refunded_quota": task.held}

@@ -765,6 +765,15 @@ async def test_statuses_are_shown_in_the_scripted_order_and_the_first_terminal_o
     assert simulator.bill()["quota"] == 6640
 
 
+async def test_a_cancelled_task_leaves_its_list_of_statuses_so_that_it_shows_what_it_bills(simulator, client):
+    simulator.set_script([rule("submit", {"statuses": ["processing", "completed"]})])
+    task_id = (await submit(client))["task_id"]
+    assert (await poll(client, task_id))["status"] == "processing"
+    await client.post(f"/v1/tasks/{task_id}/cancel")
+    done = await poll(client, task_id)
+    assert (done["status"], done["cost"], simulator.bill()["quota"]) == ("cancelled", 0, 0)
+
+
 async def test_a_list_of_statuses_that_fails_first_is_a_failed_task(simulator, client, clock):
     simulator.set_script([rule("submit", {"statuses": ["timeout", "completed"]})])
     done = await finished(client, clock)
