@@ -81,7 +81,7 @@ def test_over_any_minute_the_retries_are_within_the_share_or_the_floor_and_its_b
         assert played.retries[at] <= 50 + 1
         # What left on the share was within it then; from there on 3 a second and what was saved.
         most_live = max(sum(played.submits[each] for each in range(max(0, to - 59), to + 1)) for to in minute)
-        assert retries <= max(0.2 * most_live, 0) + 50 + 180
+        assert retries <= 0.2 * most_live + 50 + 180
 
 
 @settings(deadline=None, max_examples=60)
