@@ -13,6 +13,7 @@ import errno
 import json
 import pathlib
 import sqlite3
+import subprocess
 import sys
 import time
 import urllib.parse
@@ -126,6 +127,21 @@ def test_a_new_data_directory_is_durable_before_anything_is_sent(trace: Trace) -
     [made] = trace.where(call="mkdir", at="leave", file=trace.data, result=0)
     synced = trace.where(call="fsync", at="leave", file=trace.data.parent, result=0)
     assert any(made < at < trace.posts[0] for at in synced)
+
+
+def test_a_path_that_lies_across_two_pages_of_memory_is_recorded_whole(tmp_path: pathlib.Path) -> None:
+    made = tmp_path / "made"
+    across = f"""
+import ctypes, mmap
+pages = mmap.mmap(-1, 2 * mmap.PAGESIZE)
+start = mmap.PAGESIZE - 4
+pages[start:] = {str(made)!r}.encode().ljust(len(pages) - start, b"\\0")
+path = ctypes.c_char.from_buffer(pages, start)
+assert ctypes.CDLL(None).mkdir(ctypes.byref(path), 0o700) == 0
+"""
+    subprocess.run([*launcher(tmp_path / "trace"), sys.executable, "-c", across], check=True, timeout=60)
+    calls = [json.loads(line) for line in (tmp_path / "trace" / "calls.jsonl").read_text().splitlines()]
+    assert [call["file"] for call in calls if call["call"].startswith("mkdir")] == [str(made), str(made)]
 
 
 # A full disk

@@ -44,6 +44,7 @@ NUMBERS: Final = {
 SYNCS: Final = ("fsync", "fdatasync")
 MOST_BYTES: Final = 64
 """How much of what is written is recorded."""
+LONGEST_PATH: Final = 4096
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
@@ -146,7 +147,7 @@ class Tracer:
     def _text(self, tid: int, address: int) -> str:
         with open(f"/proc/{tid}/mem", "rb", buffering=0) as memory:
             memory.seek(address)
-            return os.fsdecode(memory.read(4096 - address % 4096).split(b"\0")[0])
+            return os.fsdecode(memory.read(LONGEST_PATH).split(b"\0")[0])  # shorter where the mapping ends
 
 
 def _memory(tid: int, address: int, length: int) -> bytes:
