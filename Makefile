@@ -89,7 +89,7 @@ crash-random: $(VENV)/.dev ## the same at random moments under 50 submits at onc
 lock: $(VENV)/.made ## recompute the lock files from pyproject.toml (ARGS=--upgrade: take newer releases)
 	@$(PIP_INSTALL) '$(UV)'
 	@$(LOCK) pyproject.toml --output-file requirements.lock
-	@$(LOCK) pyproject.toml --extra dev --constraint requirements.lock --output-file requirements-dev.lock
+	@$(LOCK) pyproject.toml --extra dev --extra otel --constraint requirements.lock --output-file requirements-dev.lock
 	@! grep -n '://' requirements.lock requirements-dev.lock || { echo 'make lock: a URL in a lock file' >&2; exit 1; }
 
 clean: ## remove the venv, caches and build leftovers
