@@ -24,9 +24,12 @@ from tests.mutants import mutants
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+HTTP = (ROOT / "docs" / "HTTP.md").read_text(encoding="utf-8")
 MONEY = (ROOT / "docs" / "MONEY.md").read_text(encoding="utf-8")
 METRICS = (ROOT / "docs" / "METRICS.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "grafana").glob("*.md")])
+MANUAL = "\n".join(path.read_text(encoding="utf-8") for path in PAGES)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 CODE = re.compile(r"`([^`]+)`")
@@ -72,19 +75,19 @@ def test_every_setting_is_in_the_table_with_its_variable_and_default_and_nothing
 
 def test_every_variable_that_is_mentioned_exists():
     known = {name for row in settings.TABLE for name in (row.variable, row.file_variable)}
-    assert set(re.findall(r"WAVE_GATEWAY_[A-Z_]+", README)) <= known
+    assert set(re.findall(r"WAVE_GATEWAY_[A-Z_]+", MANUAL)) <= known
 
 
-# The errors in the README
+# The errors in the page about HTTP
 
 
 def later_codes() -> set[str]:
-    """The codes that the README says are never answered by this version."""
-    return set(codes(section(README, "## Errors").partition("never answered by this one:")[2]))
+    """The codes that the page says are never answered by this version."""
+    return set(codes(section(HTTP, "## Errors").partition("never answered by this one:")[2]))
 
 
 def test_every_error_code_is_documented_with_its_status_and_none_that_does_not_exist():
-    written = {codes(row[1])[0]: int(row[0]) for row in rows(README, named="status")}
+    written = {codes(row[1])[0]: int(row[0]) for row in rows(HTTP, named="status")}
     later = {code: errors.STATUS_OF_CODE.get(code, 0) for code in later_codes()}
     assert written.keys().isdisjoint(later)
     assert written | later == dict(errors.STATUS_OF_CODE)
@@ -165,8 +168,8 @@ def test_every_command_is_documented_with_an_example_and_none_that_does_not_exis
 
 def shown_lines() -> list[str]:
     """Every `wave-gateway …` in an example or in code quotes."""
-    fenced = "\n".join(re.findall(r"^```.*?^```$", README, flags=re.DOTALL | re.MULTILINE))
-    quoted = "\n".join(re.findall(r"`(wave-gateway [^`\n]+)`", prose(README)))
+    fenced = "\n".join(re.findall(r"^```.*?^```$", MANUAL, flags=re.DOTALL | re.MULTILINE))
+    quoted = "\n".join(re.findall(r"`(wave-gateway [^`\n]+)`", prose(MANUAL)))
     found = re.findall(r"^\s*(?:\$ )?(wave-gateway [a-z][^#&|\n]*)", f"{fenced}\n{quoted}", flags=re.MULTILINE)
     return sorted({line.strip() for line in found})
 
@@ -260,7 +263,7 @@ def test_the_fallback_modes_and_windows_are_those_of_the_program():
     assert {each.value for each in policy.Permission} <= set(codes(prose(text)))
 
 
-# Routes and headers in the README
+# Routes and headers in the page about HTTP
 
 
 def routes() -> list[BaseRoute]:
@@ -283,13 +286,13 @@ def test_every_route_is_documented_and_none_that_does_not_exist():
         if isinstance(each, Route)
         for method in (each.methods or set()) - {"HEAD"}
     }
-    assert {codes(row[0])[0] for row in rows(README, named="route")} == exist
+    assert {codes(row[0])[0] for row in rows(HTTP, named="route")} == exist
 
 
 def test_every_header_of_ours_is_documented_and_none_that_does_not_exist():
     edge = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "gateway/edge").glob("*.py"))
     exist = {name.lower() for name in re.findall(r'"(X-[A-Za-z-]+)"', edge, flags=re.IGNORECASE)}
-    written = {name.lower() for name in re.findall(r"`(X-[A-Za-z-]+)", section(README, "### Headers"))}
+    written = {name.lower() for name in re.findall(r"`(X-[A-Za-z-]+)", section(HTTP, "## Headers"))}
     asked = {"x-forwarded-for", "x-forwarded-host", "x-real-ip", "x-content-type-options"}  # a proxy's, a browser's
     assert written == {name for name in exist if name.startswith("x-wave-") or name not in asked}
 
@@ -301,11 +304,19 @@ def test_the_readme_is_short_enough_to_be_read():
     assert len(README.encode()) < 40_000
 
 
-@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/METRICS.md", "docs/MONEY.md"])
-def test_every_relative_link_resolves(name):
-    targets = re.findall(r"\]\(([^)\s]+)\)", (ROOT / name).read_text(encoding="utf-8"))
-    relative = [target.partition("#")[0] for target in targets if "://" not in target and not target.startswith("#")]
-    assert [target for target in relative if not (ROOT / name).parent.joinpath(target).exists()] == []
+def anchors(page: Path) -> set[str]:
+    """What a link into the page may end with: its headings, as they are shown on the web."""
+    headings = re.findall(r"^#+ (.+)$", prose(page.read_text(encoding="utf-8")), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_every_relative_link_resolves(page):
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    for target, _, anchor in (link.partition("#") for link in links if "://" not in link):
+        there = page.parent.joinpath(target) if target else page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), f"{target}#{anchor}"
 
 
 def test_the_changelog_has_a_part_for_what_is_not_released():
