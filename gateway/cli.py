@@ -5,10 +5,8 @@ Exit codes: 0 done, 1 the answer is no, 2 wrong usage.
 
 from __future__ import annotations
 
-import csv
+import asyncio
 import dataclasses
-import datetime
-import functools
 import hashlib
 import io
 import json
@@ -20,9 +18,9 @@ import signal
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import FrameType
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Final, NoReturn, TypeVar
 
 import click
 
@@ -31,6 +29,7 @@ from gateway import (
     app,
     cli_kept,
     cli_reconcile,
+    cli_report,
     demo,
     errors,
     policy_files,
@@ -42,8 +41,7 @@ from gateway import (
 from gateway.flow import audit as audit_flow
 from gateway.flow import explain as explain_flow
 from gateway.flow import references
-from gateway.flow import report as report_flow
-from gateway.rules import budget, money, policy, units
+from gateway.rules import policy
 from gateway.store import blobs_disk, database, sqlite
 
 T = TypeVar("T")
@@ -132,15 +130,12 @@ def _play(running: demo.Demo) -> int:
 
     went_well = demo.tour(running, say)
     click.echo("\nSpend per team, from the ledger:\n")
-    lines = sqlite.scan_file(running.data / app.DATABASE_NAME, _everything(("team", "model")))
-    click.echo(_table(("team", "model"), lines, report_flow.total(lines)))
+    groups = ("team", "model")
+    spent = sqlite.scan_file(running.data / app.DATABASE_NAME, cli_report.everything(groups))
+    click.echo(cli_report.table(groups, spent))
     verdict = "Everything went as it should" if went_well else "Something went wrong"
     click.echo(f"\n{verdict}, in {time.monotonic() - started:.1f} s.")
     return 0 if went_well else 1
-
-
-def _everything(by: Sequence[str]) -> Callable[[database.Tx], list[report_flow.Line]]:
-    return lambda tx: report_flow.report(tx, by=by, since=0, until=2**53, timezone=datetime.UTC)
 
 
 def _invite(running: demo.Demo) -> None:
@@ -174,12 +169,13 @@ Ctrl-C ends the demonstration; nothing is kept."""
 
 
 @cli.command("simulate")
-@click.option("--port", default=9000, show_default=True, type=click.IntRange(1, 65535), help="Port on 127.0.0.1.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to serve on; anybody there may use it.")
+@click.option("--port", default=9000, show_default=True, type=click.IntRange(1, 65535), help="Port there.")
 @click.option("--script", type=click.Path(path_type=pathlib.Path), help="JSON list of faults to play.")
 @click.option(
     "--rounding", default="down", show_default=True, type=click.Choice(["down", "up"]), help="How it rounds its bills."
 )
-def simulate_command(port: int, script: pathlib.Path | None, rounding: str) -> None:
+def simulate_command(host: str, port: int, script: pathlib.Path | None, rounding: str) -> None:
     """Run the upstream simulator alone.
 
     It behaves like the documented vendor, keeps a bill of its own (GET
@@ -192,7 +188,7 @@ def simulate_command(port: int, script: pathlib.Path | None, rounding: str) -> N
         --allow-private 127.0.0.0/8
     """
     try:
-        simulator.run(host="127.0.0.1", port=port, script=script, rounding=rounding)
+        simulator.run(host=host, port=port, script=script, rounding=rounding)
     except (ValueError, OSError) as error:
         raise errors.StartError(f"the simulator cannot start: {error}") from None
 
@@ -251,8 +247,11 @@ def policy_group() -> None:
     """Policy files."""
 
 
-for _group in (cli_kept.tasks_group, cli_kept.cache_group, cli_kept.media_group, cli_reconcile.reconcile_command):
-    cli.add_command(_group)
+for _command in (
+    *(cli_kept.tasks_group, cli_kept.cache_group, cli_kept.media_group),
+    *(cli_reconcile.reconcile_command, cli_report.report_command),
+):
+    cli.add_command(_command)
 
 
 @policy_group.command("check")
@@ -375,113 +374,6 @@ def _amounts(each: explain_flow.CapLine) -> tuple[str | None, ...]:
 
 
 @cli.command()
-@click.option("--by", default="team,model", show_default=True, help=f"Groups: {', '.join(report_flow.GROUPS)}.")
-@click.option("--since", default="30d", show_default=True, help="A date (2026-11-01) or an age (30d).")
-@click.option("--until", default="", help="A date, exclusive [now].")
-@click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
-@terminal.setting_options(terminal.STORE)
-def report(by: str, since: str, until: str, form: str, **options: object) -> None:
-    """Show spend, savings and counts from the ledger.
-
-    Days, ISO weeks and months are those of the organisation's timezone; a task
-    counts when it was settled. --by tag groups by each name=value of
-    X-Wave-Tags, --by label by each label of the team's file as it is now: a
-    task with two of them is in both lines, in full. The total counts each task
-    once, so there it may be less than the sum of the lines.
-
-    \b
-    Example:
-      wave-gateway report --by team,day --since 2026-11-01 --format csv
-    """
-    groups = tuple(by.split(","))
-    unknown = [name for name in groups if name not in report_flow.GROUPS]
-    if unknown or len(set(groups)) != len(groups):
-        raise click.UsageError(f"--by {by!r}: name each once, of {', '.join(report_flow.GROUPS)}")
-    store = settings.parse(options, os.environ)
-    policies = _policies_for_report(store)
-    timezone = budget.timezone_of(policies.organisation.timezone)
-    labels = {name: team.labels for name, team in policies.teams.items()}
-    now = time.time()
-    first, last = _moment("--since", since, now, timezone), _moment("--until", until, now, timezone)
-
-    def read(tx: database.Tx) -> tuple[list[report_flow.Line], report_flow.Line]:
-        asked = functools.partial(report_flow.report, tx, since=first, until=last, timezone=timezone, labels=labels)
-        return asked(by=groups), report_flow.total(asked(by=()))
-
-    lines, total = terminal.read_store(app.database_file(store), read)
-    if form == "table":
-        click.echo(_table(groups, lines, total))
-    else:
-        click.echo({"csv": _csv, "json": _json}[form](groups, lines), nl=form != "csv")
-
-
-def _policies_for_report(store: settings.Settings) -> policy.PolicySet:
-    """The policies where their files can be read; a report does not need them."""
-    try:
-        return policy_files.load(store.policies)
-    except policy_files.PolicyErrors:
-        click.echo(f"{store.policies} cannot be read; days are those of UTC, and labels are unknown.", err=True)
-        return policy.PolicySet()
-
-
-def _moment(option: str, text: str, now: float, timezone: datetime.tzinfo) -> float:
-    if not text:
-        return now + 1
-    if re.fullmatch(r"\d{4}-\d\d-\d\d", text):
-        try:
-            return budget.local_midnight(datetime.date.fromisoformat(text), timezone)
-        except ValueError:
-            raise click.UsageError(f"{option} {text!r} is not a date") from None
-    try:
-        return now - units.parse_duration(text)
-    except ValueError:
-        raise click.UsageError(f"{option} {text!r}: write a date such as 2026-11-01 or an age such as 30d") from None
-
-
-_HEADER: Final = ("tasks", "images", "cost_usd", "free", "avoided_usd")
-
-
-def _cells(line: report_flow.Line) -> tuple[str, ...]:
-    return (
-        str(line.tasks),
-        str(line.images),
-        money.render_usd(line.cost_nanos),
-        str(line.free),
-        money.render_usd(line.avoided_nanos),
-    )
-
-
-def _table(groups: Sequence[str], lines: Sequence[report_flow.Line], total: report_flow.Line) -> str:
-    """A table of 80 columns, unless its amounts alone are wider."""
-    if not lines:
-        return "Nothing was settled in this time."
-    header = (*groups, "tasks", "images", "cost", "free", "avoided")
-    rows = [(*line.group, *_cells(line)) for line in lines]
-    rows.append(("total", *("" for _ in groups[1:]), *_cells(total)))
-    dollars = {len(groups) + 2, len(groups) + 4}
-    priced = [tuple(f"${cell}" if at in dollars else cell for at, cell in enumerate(row)) for row in rows]
-    right = range(len(groups), len(header))
-    return terminal.columns(header, priced, right=right, elastic=range(len(groups)), has_total=True)
-
-
-def _csv(groups: Sequence[str], lines: Sequence[report_flow.Line]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*groups, *_HEADER])
-    writer.writerows([*line.group, *_cells(line)] for line in lines)
-    return text.getvalue()
-
-
-def _json(groups: Sequence[str], lines: Sequence[report_flow.Line]) -> str:
-    def named(line: report_flow.Line) -> dict[str, Any]:
-        amounts = {"cost_usd": money.render_usd(line.cost_nanos), "avoided_usd": money.render_usd(line.avoided_nanos)}
-        counts = {"tasks": line.tasks, "images": line.images, "free": line.free}
-        return dict(zip(groups, line.group, strict=True)) | counts | amounts
-
-    return json.dumps([named(line) for line in lines], indent=2, ensure_ascii=False)
-
-
-@cli.command()
 @terminal.setting_options(terminal.STORE)
 def audit(**options: object) -> None:
     """Recompute every balance from the ledger; check media rows against blobs.
@@ -496,9 +388,7 @@ def audit(**options: object) -> None:
     blobs = blobs_disk.DiskBlobs(store.media)
     started = time.monotonic()
     with terminal.progress("Auditing") as progress:
-        differences = terminal.read_store(
-            app.database_file(store), lambda tx: audit_flow.audit(tx, blobs, progress=progress)
-        )
+        differences = asyncio.run(_audited(app.database_file(store), blobs, progress=progress))
     for difference in differences:
         click.echo(difference)
     seconds = time.monotonic() - started
@@ -506,6 +396,15 @@ def audit(**options: object) -> None:
         click.echo(f"{terminal.count(len(differences), 'difference')}, in {seconds:.1f} s.")
         sys.exit(1)
     click.echo(f"The books agree to the nano, in {seconds:.1f} s.")
+
+
+async def _audited(
+    ledger_file: pathlib.Path, blobs: blobs_disk.DiskBlobs, *, progress: audit_flow.Progress
+) -> list[str]:
+    async def scan(fn: Callable[[database.Tx], T]) -> T:
+        return terminal.read_store(ledger_file, fn)
+
+    return [each async for each in audit_flow.beside(scan, blobs, progress=progress)]
 
 
 def new_virtual_key() -> str:

@@ -238,24 +238,6 @@ def open_reserves(tx: Tx) -> set[str]:
     return {row["task_id"] for row in rows}
 
 
-def settles(tx: Tx, *, since: float, until: float) -> list[Row]:
-    """Settle entries by their own time, summed: team, key_name, model, tier, action, tags, at, tasks, nanos, images.
-
-    A row is what these six have in common within a quarter of an hour, since no day anywhere begins within one; `at`
-    is its first. Action and tags are the task's; empty where its row is not kept any more.
-    """
-    return tx.all(
-        "SELECT entries.team, entries.key_name, entries.model, entries.tier, "
-        "COALESCE(tasks.action, '') AS action, COALESCE(tasks.tags, '{}') AS tags, "
-        "MIN(at) AS at, COUNT(*) AS tasks, SUM(nanos) AS nanos, SUM(images) AS images "
-        "FROM entries LEFT JOIN tasks ON tasks.id = entries.task_id "
-        "WHERE kind = 'settle' AND at >= :since AND at < :until "
-        "GROUP BY 1, 2, 3, 4, 5, 6, CAST(at / 900 AS INTEGER) ORDER BY MIN(entries.id)",
-        since=since,
-        until=until,
-    )
-
-
 def entries_of(tx: Tx, task_id: str) -> list[Entry]:
     """The entries of one task, the oldest first."""
     rows = tx.all(

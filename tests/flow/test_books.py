@@ -1,13 +1,11 @@
-"""explain, report and the scrape: what is read from the books."""
+"""explain and the scrape: what is read from the books."""
 
 from __future__ import annotations
-
-import datetime
 
 import msgspec
 
 from gateway import metrics, wire
-from gateway.flow import explain, report, scrape
+from gateway.flow import explain, scrape
 from gateway.rules import money
 from tests import stage as stages
 
@@ -85,28 +83,6 @@ async def test_fallback_while_spend_below_follows_the_fullest_cap(tmp_path):
         assert (await _explained(stage, official_fallback=True)).quote_usd == "0.03315"
         await stage.admitted(n=8)
         assert (await _explained(stage, official_fallback=True)).code == "official_fallback_denied"
-
-
-async def test_a_report_counts_spend_hits_and_what_they_avoided(tmp_path):
-    async with stages.staged(tmp_path) as stage:
-        await stage.admitted(seed=7, n=2)
-        await stage.finish()
-        await stage.admitted(seed=7, n=2)
-        await stage.admitted(stages.OTHER, model=stages.PRO)
-        await stage.finish()
-
-        def read(tx):
-            return report.report(tx, by=("team", "key", "day", "month"), since=0, until=2**40, timezone=datetime.UTC)
-
-        lines = await stage.parts.database.scan(read)
-        group = ("ci", "2026-11-22", "2026-11")
-        assert lines == [
-            report.Line(
-                group=("growth", *group), tasks=1, images=2, cost_nanos=26_560_000, free=1, avoided_nanos=26_560_000
-            ),
-            report.Line(group=("research", *group), tasks=1, images=1, cost_nanos=42_500_000),
-        ]
-        assert report.total(lines).cost_nanos == 69_060_000
 
 
 async def test_a_scrape_reads_money_from_the_ledger_and_hides_unlisted_models(tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from gateway.edge import control
-from gateway.flow import keep, lookup, report, submit
+from gateway.flow import keep, lookup, submit
 from gateway.store import cache, media, results, tasks
 from gateway.store.database import Tx
 from tests import stage as stages
@@ -218,36 +218,6 @@ async def test_a_failed_task_shows_the_words_of_the_vendor_and_a_long_prompt_its
         found = await stage.parts.database.scan(lambda tx: lookup.find(tx, refused.id))
         assert isinstance(found, lookup.Record)
         assert found.prompt == "x" * 120 + "…"
-
-
-async def test_a_report_by_tag_and_label_counts_a_task_in_each_and_the_total_once(tmp_path):
-    async with stages.staged(tmp_path) as stage:
-        tagged = await _completed(stage, seed=7, n=2)
-        await stage.parts.database.write(
-            lambda tx: tx.run(
-                "UPDATE tasks SET tags = :tags WHERE id = :id", tags='{"app":"shop","env":"prod"}', id=tagged.id
-            )
-        )
-        await _completed(stage, stages.OTHER, model=stages.PRO)
-        labels = {"growth": {"cost-centre": "17"}}
-
-        def read(tx: Tx, *by: str) -> dict[tuple[str, ...], tuple[int, int]]:
-            lines = report.report(tx, by=by, since=0, until=2**40, timezone=datetime.UTC, labels=labels)
-            return {line.group: (line.tasks, line.cost_nanos) for line in lines}
-
-        async def grouped(*by: str) -> dict[tuple[str, ...], tuple[int, int]]:
-            return await stage.parts.database.scan(lambda tx: read(tx, *by))
-
-        assert await grouped("tag") == {
-            ("",): (1, 42_500_000),
-            ("app=shop",): (1, 26_560_000),
-            ("env=prod",): (1, 26_560_000),
-        }
-        assert await grouped("label", "action", "week") == {
-            ("", "generate", "2026-W47"): (1, 42_500_000),
-            ("cost-centre=17", "generate", "2026-W47"): (1, 26_560_000),
-        }
-        assert await grouped() == {(): (2, 69_060_000)}
 
 
 async def _asked(stage: stages.Stage, data: pathlib.Path, request: control.Request) -> control.Answer | None:

@@ -994,7 +994,7 @@ MUTANTS: Final = (
         file="gateway/flow/submit.py",
         old="            return await with_parts.database.write(admit)\n",
         new="""\
-            _begin(with_parts, draft, options)
+            _begin(with_parts, draft)
             await asyncio.sleep(0.1)
             return await with_parts.database.write(admit)
 """,
@@ -1009,7 +1009,7 @@ MUTANTS: Final = (
         what="a later POST starts while its attempt is still to be written",
         file="gateway/flow/resubmit.py",
         old="        begun = await with_parts.database.write(begin)\n",
-        new="        await attempt._send(with_parts, row, key, None)\n"
+        new="        await attempt._send(with_parts, row, key)\n"
         "        begun = await with_parts.database.write(begin)\n",
         tests=(
             "tests/test_invariants.py::test_without_a_durable_attempt_nothing_is_sent_again",
@@ -1182,5 +1182,49 @@ MUTANTS: Final = (
         old="if row is None or row.team != team:",
         new="if row is None:",
         tests=("tests/test_invariants.py::test_nothing_that_one_team_does_changes_a_row_of_another",),
+    ),
+    # Reports
+    Mutant(
+        name="report-days-in-utc",
+        what="a report's days are those of UTC, whatever the organisation's timezone",
+        file="gateway/flow/report.py",
+        old='return [budget.today(row["at"], timezone).isoformat()]',
+        new='return [budget.today(row["at"], datetime.UTC).isoformat()]',
+        tests=("tests/flow/test_report.py::test_days_weeks_and_months_are_those_of_the_organisations_timezone",),
+    ),
+    Mutant(
+        name="report-premium-by-delivered-images",
+        what="the premium of an operator's charge is held against no image, as none was delivered",
+        file="gateway/store/spend.py",
+        old="(CASE entries.why WHEN '' THEN entries.images ELSE tasks.n END)",
+        new="entries.images",
+        tests=(
+            "tests/flow/test_report.py::test_savings_and_premium_are_those_of_the_metrics",
+            "tests/store/test_spend.py::test_a_charge_that_an_operator_named_has_its_premium_above_all_images_asked_for",
+        ),
+    ),
+    Mutant(
+        name="report-average-in-floats",
+        what="an average is a float, rounded away from zero",
+        file="gateway/rules/share.py",
+        old="round(Fraction(cost_nanos, images))",
+        new="int(cost_nanos / images + 0.5)",
+        tests=("tests/rules/test_share.py::test_an_average_is_rounded_half_to_even_to_the_nano[1-2-0]",),
+    ),
+    Mutant(
+        name="report-share-without-raises",
+        what="a line is held against its cap without the raises in force",
+        file="gateway/rules/share.py",
+        old="limit_nanos=budget.limit(cap, last_day)",
+        new="limit_nanos=cap.nanos",
+        tests=("tests/rules/test_share.py::test_a_raise_that_had_ended_by_the_last_day_does_not_count",),
+    ),
+    Mutant(
+        name="focus-prices-what-was-free",
+        what="a hit is a priced quantity in the file for a FinOps tool",
+        file="gateway/rules/focus.py",
+        old='images = "0" if charge.reason else str(charge.images)',
+        new="images = str(charge.images)",
+        tests=("tests/flow/test_report.py::test_a_focus_file_adds_up_to_the_report_to_the_nano",),
     ),
 )

@@ -28,6 +28,7 @@ BODY: Final = b'{"model": "gemini-2.5-flash-image-preview", "prompt": "a fox"}'
 PER_TRANSACTION: Final = 10_000
 SPENT: Final = {10_000: "132.8125", 1_000_000: "13281.25"}
 CAPS: Final = 'spend: [{cap: "20000", per: total}]\n'
+OF_CAP: Final = {10_000: "0.7%", 1_000_000: "66.4%"}
 SCRAPE_WITHIN_S: Final = 2.0
 """A scrape reads sums that are kept; it may not grow with the ledger."""
 REPORT_WITHIN_S: Final = 30.0
@@ -79,8 +80,8 @@ def prove(directory: pathlib.Path, *, settles: int = 1_000_000) -> str:
         report_s = time.monotonic() - started
         cells = [line.split() for line in table.splitlines()]
         assert [line for line in cells if line[0] in ("growth", "total")] == [
-            ["growth", str(settles), str(settles), f"${spent}", "0", "$0"],
-            ["total", str(settles), str(settles), f"${spent}", "0", "$0"],
+            ["growth", str(settles), str(settles), f"${spent}", "0", "$0", "$0.01328125", OF_CAP[settles]],
+            ["total", str(settles), str(settles), f"${spent}", "0", "$0", "$0.01328125"],
         ], table
         [row] = csv.DictReader(io.StringIO(report("csv").stdout))
         assert (row["cost_usd"], row["tasks"]) == (spent, str(settles)), row

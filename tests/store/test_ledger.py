@@ -589,30 +589,6 @@ async def test_what_was_avoided_is_counted_without_an_entry(kept: sqlite.SqliteD
     assert await rows(kept, "SELECT * FROM entries") == []
 
 
-async def test_settles_are_found_by_their_own_time_from_the_first_instant_and_before_the_last(
-    kept: sqlite.SqliteDatabase,
-) -> None:
-    for task_id, at in (("a", 1000.0), ("b", 2000.0), ("c", 3000.0)):
-        await reserve(kept, hold(task_id, 5), [])
-        await settle(kept, hold(task_id, 5), cost(3), now=at)
-    found = await kept.scan(lambda tx: ledger.settles(tx, since=1000.0, until=3000.0))
-    assert [tuple(row[name] for name in row.keys()) for row in found] == [
-        ("growth", "ci", PRO, "standard", "", "{}", 1000.0, 1, 3, 1),
-        ("growth", "ci", PRO, "standard", "", "{}", 2000.0, 1, 3, 1),
-    ]
-
-
-async def test_settles_of_a_quarter_of_an_hour_are_one_row_with_their_sums(kept: sqlite.SqliteDatabase) -> None:
-    for task_id, at in (("a", 900.0), ("b", 1799.0), ("c", 1800.0)):
-        await reserve(kept, hold(task_id, 5), [])
-        await settle(kept, hold(task_id, 5), cost(3), now=at)
-    found = await kept.scan(lambda tx: ledger.settles(tx, since=0.0, until=3000.0))
-    assert [(row["at"], row["tasks"], row["nanos"], row["images"]) for row in found] == [
-        (900.0, 2, 6, 2),
-        (1800.0, 1, 3, 1),
-    ]
-
-
 async def test_open_reserves_are_those_without_an_end(kept: sqlite.SqliteDatabase) -> None:
     await history(kept)
     assert await kept.scan(ledger.open_reserves) == {"open", "theirs", "last month", "next month"}

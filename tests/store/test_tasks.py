@@ -537,31 +537,20 @@ async def test_open_tasks_older_than_an_instant_are_overdue(kept: sqlite.SqliteD
     assert await kept.scan(lambda tx: tasks.count_overdue(tx, before=200.001)) == 3
 
 
-async def test_unmirrored_results_of_completed_tasks_are_counted(kept: sqlite.SqliteDatabase) -> None:
-    await insert(kept, completed("whole"), completed("parts", n=3), task_row("going on", state=State.DELIVERED))
+async def test_unmirrored_results_of_completed_tasks_are_counted_while_they_are_tried(
+    kept: sqlite.SqliteDatabase,
+) -> None:
+    late = NOW + 60.0
+    await insert(
+        kept,
+        completed("whole"),
+        completed("parts", n=3, next_at=late),
+        completed("given up", next_at=None),
+        task_row("going on", state=State.DELIVERED, next_at=late),
+    )
     assert await kept.scan(tasks.count_unmirrored) == 0
     await add_media(kept, "whole", files=1, mirrored=1)
     await add_media(kept, "parts", files=3, mirrored=1)
+    await add_media(kept, "given up", files=1)
     await add_media(kept, "going on", files=1)
     assert await kept.scan(tasks.count_unmirrored) == 2
-
-
-async def test_free_results_avoid_what_their_leader_cost(kept: sqlite.SqliteDatabase) -> None:
-    await insert(
-        kept,
-        completed("paid", ended_at=NOW + 5.0),
-        completed("unpriced", cost_nanos=None),
-        completed("hit", leader_id="paid", cost_nanos=0, ended_at=float(NOW)),
-        completed("follower", team="other", key_name="web", leader_id="paid", cost_nanos=0, ended_at=NOW + 5.0),
-        completed("of the unpriced", leader_id="unpriced", cost_nanos=0, ended_at=NOW + 6.0),
-        completed("too late", leader_id="paid", cost_nanos=0, ended_at=NOW + 10.0),
-        completed("too early", leader_id="paid", cost_nanos=0, ended_at=NOW - 0.001),
-        task_row("not completed", leader_id="paid", state=State.FAILED, ended_at=NOW + 5.0),
-        task_row("of nobody", leader_id="gone", state=State.COMPLETED, ended_at=NOW + 5.0),
-    )
-    found = await kept.scan(lambda tx: tasks.free_results(tx, since=NOW, until=NOW + 10.0))
-    assert sorted(tuple(row[name] for name in row.keys()) for row in found) == [
-        ("growth", "ci", PRO, "standard", "generate", "{}", NOW + 0.0, 42_500_000),
-        ("growth", "ci", PRO, "standard", "generate", "{}", NOW + 6.0, 0),
-        ("other", "web", PRO, "standard", "generate", "{}", NOW + 5.0, 42_500_000),
-    ]
