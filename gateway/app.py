@@ -19,8 +19,9 @@ import secrets
 import signal
 import socket
 import ssl
+import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -30,10 +31,10 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
-from gateway import VERSION, errors, metrics, policy_files, workers
-from gateway.edge import account, admin, auth, control, guard, media, protocol, render
+from gateway import VERSION, errors, metrics, policy_files, tracing, workers
+from gateway.edge import account, admin, auth, control, guard, media, protocol, render, traced
 from gateway.edge import tasks as tasks_edge
-from gateway.flow import adopt, mirror, parts, poll, recover, resubmit, scrape, watch
+from gateway.flow import adopt, auditor, mirror, parts, poll, recover, resubmit, scrape, watch
 from gateway.outbound import download, upstream
 from gateway.rules import budget
 from gateway.settings import Settings
@@ -46,6 +47,10 @@ POLICY_INTERVAL_S: Final = 2.0
 BACKLOG: Final = 2048
 PHASE_OF_DRAIN: Final = 0.4
 """A stop first finishes requests, then background steps, each within this part of --drain; the rest is for closing."""
+INTERNAL_FINISH_S: Final = 1.0
+"""How long a stop waits for a scrape that is under way on --internal-listen, out of that rest."""
+SWITCH_AFTER_S: Final = 0.001
+"""How long a thread keeps the interpreter while another waits. Python's own 5 ms are paid at each step of the loop."""
 _BASE32: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 Due = Callable[[parts.Parts, int], Awaitable[Collection[str]]]
@@ -62,9 +67,14 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> None:
 
 
 async def _serve(settings: Settings, environ: Mapping[str, str]) -> None:
-    with data_lock(settings.data), _listen(settings) as listener:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(data_lock(settings.data))
+        listener = stack.enter_context(_listen("--listen", settings.listen))
+        internal_listener = None
+        if settings.internal_listen is not None:
+            internal_listener = stack.enter_context(_listen("--internal-listen", settings.internal_listen))
         async with running(settings, environ) as (app, with_parts):
-            server = _Server(_uvicorn_config(app, settings))
+            server = _Server(_uvicorn_config(app, finish_within_s=settings.drain_s * PHASE_OF_DRAIN))
 
             def stop() -> None:
                 with_parts.watch.close()
@@ -72,12 +82,40 @@ async def _serve(settings: Settings, environ: Mapping[str, str]) -> None:
 
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, stop)
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(50_000, 20, 50)
+            tune_interpreter()
             log.info("wave-gateway %s listens on %s for %s", VERSION, settings.public_url, settings.upstream)
-            await server.serve(sockets=[listener])
+            async with _serving_internal(settings, with_parts, internal_listener):
+                await server.serve(sockets=[listener])
     log.info("stopped")
+
+
+def tune_interpreter() -> None:
+    """Keep the event loop from waiting for the garbage collector, or long for a thread that makes an exposition."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    sys.setswitchinterval(SWITCH_AFTER_S)
+
+
+@contextlib.asynccontextmanager
+async def _serving_internal(
+    settings: Settings, with_parts: parts.Parts, listener: socket.socket | None
+) -> AsyncIterator[None]:
+    """Serve --internal-listen, if there is one, until the block ends.
+
+    Around the main address: health and metrics still answer while that one is drained, and not when the database is
+    closed.
+    """
+    if listener is None:
+        yield
+        return
+    app = _guarded(_app(_internal_routes(settings, with_parts)), settings)
+    server = _Server(_uvicorn_config(app, finish_within_s=INTERNAL_FINISH_S))
+    log.info("health and metrics are on %s, port %d, too", *listener.getsockname()[:2])
+    async with asyncio.TaskGroup() as group:
+        group.create_task(server.serve(sockets=[listener]))
+        yield
+        server.stop()
 
 
 @contextlib.asynccontextmanager
@@ -108,9 +146,14 @@ async def running(settings: Settings, environ: Mapping[str, str]) -> AsyncIterat
             workers.repeat("policies", POLICY_INTERVAL_S, functools.partial(_refresh, source, with_parts))
         )
     )
+    background.append(
+        asyncio.create_task(
+            workers.repeat("audit", auditor.INTERVAL_S, functools.partial(auditor.step, with_parts)), name="audit"
+        )
+    )
     try:
         async with control.serving(settings.data, with_parts):
-            yield _guarded(_app(settings, with_parts), settings), with_parts
+            yield _guarded(_traced(_app(_routes(settings, with_parts)), with_parts), settings), with_parts
     finally:
         await _stop(settings, with_parts, background)
         kept.close()
@@ -144,6 +187,7 @@ def _parts(
         mirror_patience_s=settings.mirror_patience_s,
         min_free_bytes=settings.min_free_bytes,
         is_upstream_idempotent=settings.upstream_idempotency,
+        tracing=tracing.start() if settings.traces else tracing.OFF,
         wake_mirror=lambda: loops["mirror"].wake.set(),
         wake_poll=lambda: loops["poll"].wake.set(),
     )
@@ -175,18 +219,27 @@ def _routes(settings: Settings, with_parts: parts.Parts) -> list[BaseRoute]:
         *tasks_edge.routes(with_parts, keys, max_wait_s=settings.max_wait_s),
         *account.routes(with_parts, keys),
         Route(media.PATH, media.endpoint(functools.partial(_find_blob, with_parts)), methods=["GET"]),
-        *admin.routes(
-            scrape=functools.partial(_scrape, with_parts),
-            is_ready=functools.partial(_is_ready, with_parts),
-            metrics_token=settings.metrics_token,
-        ),
+        *_internal_routes(settings, with_parts),
     ]
 
 
-def _app(settings: Settings, with_parts: parts.Parts) -> Starlette:
-    app = Starlette(routes=_routes(settings, with_parts), exception_handlers=render.exception_handlers())
+def _internal_routes(settings: Settings, with_parts: parts.Parts) -> list[Route]:
+    """All that --internal-listen serves; --listen serves it too."""
+    return admin.routes(
+        scrape=functools.partial(_scrape, with_parts),
+        is_ready=functools.partial(_is_ready, with_parts),
+        metrics_token=settings.metrics_token,
+    )
+
+
+def _app(routes: Sequence[BaseRoute]) -> Starlette:
+    app = Starlette(routes=routes, exception_handlers=render.exception_handlers())
     app.router.redirect_slashes = False
     return app
+
+
+def _traced(app: ASGIApp, with_parts: parts.Parts) -> ASGIApp:
+    return traced.Traced(app, with_parts.tracing) if with_parts.tracing.is_on else app
 
 
 def _guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
@@ -221,18 +274,23 @@ async def _find_blob(with_parts: parts.Parts, digest: str) -> blobs_disk.Blob | 
     return blobs_disk.Blob(path=path, size_bytes=row.size_bytes, mime=row.mime, extension=row.extension)
 
 
-async def _scrape(with_parts: parts.Parts, is_openmetrics: bool) -> tuple[bytes, str]:
-    policies, now = with_parts.in_force.policies, time.time()
+async def _scrape(with_parts: parts.Parts, is_openmetrics: bool, is_gzip: bool) -> scrape.Exposition:
+    async def make(form: scrape.Form) -> scrape.Exposition:
+        policies, audit, now = with_parts.in_force.policies, with_parts.audited.latest, time.time()
 
-    def read(tx: database.Tx) -> metrics.Snapshot:
-        return scrape.snapshot(tx, policies, now=now)
+        def render_it(tx: database.Tx) -> scrape.Exposition:
+            metrics.DISK_FREE.set(with_parts.blobs.free_bytes())
+            snapshot = scrape.snapshot(tx, policies, now=now, audit=audit)
+            return metrics.render(snapshot, is_openmetrics=form[0], is_gzip=form[1])
 
-    snapshot = await with_parts.database.scan(read)
-    metrics.DISK_FREE.set(with_parts.blobs.free_bytes())
-    return await asyncio.to_thread(metrics.render, snapshot, is_openmetrics=is_openmetrics)
+        return await with_parts.database.scan(render_it)
+
+    return await with_parts.scrapes.take((is_openmetrics, is_gzip), make)
 
 
 async def _is_ready(with_parts: parts.Parts) -> str | None:
+    if with_parts.watch.is_closed:
+        return "The gateway is stopping; nothing new is accepted."
     try:
         await with_parts.database.read(lambda tx: tx.one("SELECT 1 AS one"))
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
@@ -267,11 +325,15 @@ def _note_policies(source: policy_files.PolicySource) -> None:
     metrics.POLICY_RELOAD_OK.set(1 if source.ok else 0)
     metrics.POLICY_LOADED.set(source.loaded_at)
     timezone = budget.timezone_of(source.policies.organisation.timezone)
-    metrics.KEY_EXPIRY.clear()
-    for team in source.policies.teams.values():
-        for key in team.keys:
-            if key.expires is not None:
-                metrics.KEY_EXPIRY.labels(team.name, key.name).set(budget.local_midnight(key.expires, timezone))
+    metrics.keep_teams(set(source.policies.teams))
+    metrics.note_expiries(
+        {
+            (team.name, key.name): budget.local_midnight(key.expires, timezone)
+            for team in source.policies.teams.values()
+            for key in team.keys
+            if key.expires is not None
+        }
+    )
 
 
 async def _stop(settings: Settings, with_parts: parts.Parts, background: list[asyncio.Task[None]]) -> None:
@@ -288,6 +350,7 @@ async def _stop(settings: Settings, with_parts: parts.Parts, background: list[as
     await with_parts.upstream.aclose()
     await with_parts.downloader.aclose()
     with_parts.cache.close()
+    await with_parts.tracing.aclose(within_s=min(tracing.FLUSH_S, settings.drain_s * (1 - 2 * PHASE_OF_DRAIN)))
 
 
 @contextlib.contextmanager
@@ -366,7 +429,7 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+def _uvicorn_config(app: ASGIApp, *, finish_within_s: float) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=protocol.bounded_protocol(new_request_id=new_request_id, refused=_refused),
@@ -378,7 +441,7 @@ def _uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         server_header=False,
         date_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=max(1, int(settings.drain_s * PHASE_OF_DRAIN)),
+        timeout_graceful_shutdown=max(1, int(finish_within_s)),
     )
 
 
@@ -387,13 +450,13 @@ def _refused(error: errors.CallerError) -> None:
 
 
 @contextlib.contextmanager
-def _listen(settings: Settings) -> Iterator[socket.socket]:
-    host, port = settings.listen
+def _listen(option: str, address: tuple[str, int]) -> Iterator[socket.socket]:
+    host, port = address
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
-        raise errors.StartError(f"--listen {host}:{port} cannot be used: {error.strerror}") from None
+        raise errors.StartError(f"{option} {host}:{port} cannot be used: {error.strerror}") from None
     with listener:
         yield listener
 

@@ -48,6 +48,8 @@ class Settings:
 
     listen: tuple[str, int]
     """Host, an IPv6 address without brackets, and port."""
+    internal_listen: tuple[str, int] | None
+    """As `listen`; None: health and metrics are on `listen` only."""
     public_url: str
     """Without a slash at the end."""
     media_public_url: str
@@ -73,6 +75,8 @@ class Settings:
     allow_private: tuple[Network, ...]
     ca_bundle: Path | None
     drain_s: int
+    traces: bool
+    """Whether OpenTelemetry is on; where traces go is said in its own OTEL_* variables."""
     log_format: LogFormat
     log_level: LogLevel
 
@@ -356,6 +360,13 @@ TABLE: Final = (
         help="Address and port to serve on. A wildcard or public address needs --public-url.",
     ),
     Setting(
+        name="internal-listen",
+        kind="HOST:PORT",
+        parse=_listen,
+        default_help="none",
+        help="A second address, for health and metrics only; they stay on --listen too.",
+    ),
+    Setting(
         name="public-url",
         kind="URL",
         parse=_url,
@@ -475,6 +486,14 @@ TABLE: Final = (
         default="20s",
         unit="s",
         help="How long a stop waits for what is in flight.",
+    ),
+    Setting(
+        name="traces",
+        kind="on|off",
+        parse=_switch,
+        default="off",
+        help="Export OpenTelemetry traces, as the OTEL_* variables say; needs the extra `otel`.",
+        is_switch=True,
     ),
     Setting(
         name="log-format",

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import aiohttp
@@ -185,6 +185,28 @@ def run_cli(
     )
 
 
+def gateway_before(
+    vendor_url: str,
+    directory: pathlib.Path,
+    *options: str,
+    org: str = "timezone: UTC\n",
+    environ: Mapping[str, str] | None = None,
+    **teams: str,
+) -> Gateway:
+    """A gateway in front of a simulator, not started yet; `environ`: more of it than the upstream keys."""
+    port = free_port()
+    policies = write_policies(directory / "policies", org=org, **teams)
+    gateway = Gateway(
+        f"http://127.0.0.1:{port}",
+        *("serve", "--listen", f"127.0.0.1:{port}", "--upstream", vendor_url),
+        *("--data", str(directory / "data"), "--policies", str(policies)),
+        *("--allow-private", "127.0.0.0/8", "--min-free", "0B", "--log-level", "error", *options),
+        environ=ENVIRON | dict(environ or {}),
+    )
+    gateway.data, gateway.policies = directory / "data", policies
+    return gateway
+
+
 @contextlib.contextmanager
 def pair(
     directory: pathlib.Path,
@@ -192,23 +214,16 @@ def pair(
     org: str = "timezone: UTC\n",
     launcher: tuple[str, ...] = (),
     vendor_options: tuple[str, ...] = (),
+    environ: Mapping[str, str] | None = None,
     **teams: str,
 ) -> Iterator[tuple[Gateway, Vendor]]:
     """A simulator and a gateway in front of it, both running.
 
-    `launcher`: what starts the gateway; `vendor_options`: of `simulate`.
+    `launcher`: what starts the gateway; `vendor_options`: of `simulate`; `environ`: as in `gateway_before`.
     """
-    vendor_port, port = free_port(), free_port()
+    vendor_port = free_port()
     vendor = Vendor(f"http://127.0.0.1:{vendor_port}", "simulate", "--port", str(vendor_port), *vendor_options)
-    policies = write_policies(directory / "policies", org=org, **teams)
-    gateway = Gateway(
-        f"http://127.0.0.1:{port}",
-        *("serve", "--listen", f"127.0.0.1:{port}", "--upstream", vendor.url),
-        *("--data", str(directory / "data"), "--policies", str(policies)),
-        *("--allow-private", "127.0.0.0/8", "--min-free", "0B", "--log-level", "error", *options),
-        environ=ENVIRON,
-    )
-    gateway.data, gateway.policies = directory / "data", policies
+    gateway = gateway_before(vendor.url, directory, *options, org=org, environ=environ, **teams)
     gateway.launcher = launcher
     try:
         vendor.start(path="/sim/bill")

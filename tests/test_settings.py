@@ -22,6 +22,7 @@ def refusal(options=None, environ=None) -> str:
 def test_without_options_the_defaults_of_the_interface_hold():
     assert settings.parse({}, {}) == settings.Settings(
         listen=("127.0.0.1", 8080),
+        internal_listen=None,
         public_url="http://127.0.0.1:8080",
         media_public_url="http://127.0.0.1:8080",
         is_media_public_url_given=False,
@@ -41,6 +42,7 @@ def test_without_options_the_defaults_of_the_interface_hold():
         allow_private=(),
         ca_bundle=None,
         drain_s=20,
+        traces=False,
         log_format=settings.LogFormat.CONSOLE,
         log_level=settings.LogLevel.INFO,
     )
@@ -49,7 +51,7 @@ def test_without_options_the_defaults_of_the_interface_hold():
 def test_every_field_is_filled_by_a_row_and_every_row_fills_one():
     fields = {field.name for field in dataclasses.fields(settings.Settings)} - {"is_media_public_url_given"}
     assert {row.field for row in settings.TABLE} == fields
-    assert len(settings.TABLE) == 21
+    assert len(settings.TABLE) == 23
 
 
 def test_every_row_says_what_it_is_and_what_holds_without_it():

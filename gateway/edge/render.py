@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import ExceptionHandler, Scope
 
+from gateway.edge import traced
 from gateway.errors import CallerError, GatewayError, OurError
 
 _CODE_OF_STATUS: Final[Mapping[int, str]] = {
@@ -79,11 +80,15 @@ def exception_handlers() -> dict[Any, ExceptionHandler]:
 
 async def _render_http_exception(request: Request, exception: Exception) -> Response:
     assert isinstance(exception, HTTPException)
-    return error_response(_error_of_http_exception(request, exception), request_id_of(request.scope))
+    return _render(request, _error_of_http_exception(request, exception))
 
 
 async def _render_exception(request: Request, exception: Exception) -> Response:
-    error = exception if isinstance(exception, GatewayError) else internal_error()
+    return _render(request, exception if isinstance(exception, GatewayError) else internal_error())
+
+
+def _render(request: Request, error: GatewayError) -> Response:
+    traced.span_of(request.scope).set({"wave.code": error.code})
     return error_response(error, request_id_of(request.scope))
 
 

@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway import errors
-from gateway.edge import auth, render, wishes
+from gateway import errors, metrics
+from gateway.edge import auth, render, traced, wishes
 from gateway.flow import cancel as cancelling
 from gateway.flow import explain, listing, parts, read, submit
 from gateway.rules import money, policy, strict_json, task
@@ -37,6 +37,7 @@ def routes(with_parts: parts.Parts, keys: auth.Keys, *, max_wait_s: int) -> list
             if wishes.is_dry_run(request):
                 return _explained(await explain.dry_run(with_parts, caller, body, options))
             result = await submit.submit(with_parts, caller, body, options)
+            _trace(with_parts, request, caller, result)
         except errors.CallerError as error:
             raise _judged_by_type(error, request) from None
         if isinstance(result, policy.Deny):
@@ -46,6 +47,7 @@ def routes(with_parts: parts.Parts, keys: auth.Keys, *, max_wait_s: int) -> list
     async def post_sync(request: Request) -> Response:
         caller = keys.caller(request.headers.get("authorization"), policy.Permission.SUBMIT)
         result = await submit.submit(with_parts, caller, await request.body(), wishes.options(request))
+        _trace(with_parts, request, caller, result)
         if isinstance(result, policy.Deny):
             raise denied(result)
         return await _answer(with_parts, result, max_wait_s, is_sync=True)
@@ -95,6 +97,25 @@ def denied(deny: policy.Deny) -> errors.CallerError:
     return errors.CallerError(
         deny.code, deny.message, details=details | {"rule": deny.rule} | dict(deny.details), headers=deny.headers
     )
+
+
+def _trace(
+    with_parts: parts.Parts, request: Request, caller: submit.Caller, result: submit.Submitted | policy.Deny
+) -> None:
+    """What came of a submit, for its span; a model outside the catalogue is `other`, as in the metrics."""
+    span = traced.span_of(request.scope)
+    if not span.is_recording:
+        return
+    span.set({"wave.team": caller.team, "wave.decision": "deny" if isinstance(result, policy.Deny) else "allow"})
+    if isinstance(result, submit.Submitted):
+        row = result.row
+        model = row.model if row.model in with_parts.in_force.policies.models else metrics.OTHER
+        span.set({"wave.task_id": row.id, "wave.model": model, "wave.cache": row.x_cache.lower()})
+        span.set(
+            {"wave.quote_usd": money.render_usd(row.quote_nanos), "wave.in_doubt": row.state is task.State.IN_DOUBT}
+        )
+        if row.leader_id is not None:
+            span.set({"wave.leader_id": row.leader_id})
 
 
 async def _answer(

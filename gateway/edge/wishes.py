@@ -10,7 +10,7 @@ from typing import Final
 from starlette.requests import Request
 
 from gateway import errors
-from gateway.edge import render
+from gateway.edge import render, traced
 from gateway.flow import listing, plan, submit
 from gateway.rules import money
 from gateway.rules.money import Nanos
@@ -20,19 +20,17 @@ MOST_TAGS: Final = 8
 _IDEMPOTENCY_KEY: Final = re.compile(r"[!-~][ -~]{0,254}", re.ASCII)
 _TAG: Final = re.compile(r"([A-Za-z0-9_.-]{1,64})=([!-+\--~][ -+\--~]{0,127})", re.ASCII)
 _WAIT: Final = re.compile(r'wait\s*=\s*"?(\d{1,6})"?(?:\s*;.*)?', re.ASCII | re.IGNORECASE)
-_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 
 
 def options(request: Request) -> submit.Options:
     """Everything that a submit's headers ask for; raises CallerError `invalid_request`."""
-    traceparent = request.headers.get("traceparent", "")
     return submit.Options(
         request_id=render.request_id_of(request.scope),
         idempotency_key=_idempotency_key(request),
         max_cost_nanos=_max_cost_nanos(request),
         cache=_cache(request),
         tags=_tags(request),
-        traceparent=traceparent if _TRACEPARENT.fullmatch(traceparent) else None,
+        traceparent=traced.traceparent_of(request),
     )
 
 

@@ -13,7 +13,8 @@ from typing import Final, assert_never
 
 from gateway import failpoints, metrics
 from gateway.flow import parts
-from gateway.rules import pricing, retry, strict_json, task
+from gateway.rules import money, pricing, retry, strict_json, task
+from gateway.rules import request as requests
 from gateway.rules.money import Nanos
 from gateway.store import ledger, tasks
 from gateway.store.database import Tx
@@ -197,15 +198,41 @@ def announce(with_parts: parts.Parts, change: Change | None) -> None:
     with_parts.watch.changed(row.id)
     if row.state in _SETTLED_JUST_NOW and (row.cost_nanos or 0) > row.quote_nanos:
         log.error("task %s: the vendor billed more than the quote; recorded as overage", row.id)
-    model = row.model if row.model in with_parts.in_force.policies.models else metrics.OTHER
+    models = with_parts.in_force.policies.models
+    model = row.model if row.model in models else metrics.OTHER
+    # Where the catalogue does not say what a model can do, a client may name any action.
+    is_known = row.action == requests.DEFAULT_ACTION or any(
+        row.action in (each.actions or ()) for each in models.values()
+    )
+    action = row.action if is_known else metrics.OTHER
+    if with_parts.tracing.is_on and row.leader_id is None:
+        _trace(with_parts, row, model)
     for task_id, team in change.followers:
         with_parts.watch.changed(task_id)
-        metrics.TASKS.labels(team, model, row.action, follower_end(row.state).value).inc()
+        metrics.TASKS.labels(team, model, action, follower_end(row.state).value).inc()
     if row.state not in task.ENDED:
         return
-    metrics.TASKS.labels(row.team, model, row.action, row.state.value).inc()
+    metrics.TASKS.labels(row.team, model, action, row.state.value).inc()
     if row.state is task.State.COMPLETED and row.leader_id is None:
         metrics.TASK_DURATION.labels(model, row.tier).observe(max(0.0, (row.ended_at or 0) - row.created_at))
+
+
+def _trace(with_parts: parts.Parts, row: tasks.Task, model: str) -> None:
+    """The settle of a delivery, and the life of a task that has ended, in the trace of its submit."""
+    if row.state is task.State.DELIVERED and row.settled_at is not None:
+        span = with_parts.tracing.span("wave.settle", row.traceparent, began_at=row.settled_at)
+        ended_at = with_parts.clock()
+    elif row.state in task.ENDED and row.ended_at is not None:
+        span = with_parts.tracing.span("wave.task", row.traceparent, began_at=row.created_at)
+        span.set({"wave.team": row.team, "wave.model": model, "wave.state": row.state.value})
+        ended_at = row.ended_at
+    else:
+        return
+    cost = {} if row.cost_nanos is None else {"wave.cost_usd": money.render_usd(row.cost_nanos)}
+    span.set({"wave.task_id": row.id, "wave.quote_usd": money.render_usd(row.quote_nanos)} | cost)
+    if row.state is task.State.FAILED:
+        span.fail("failed")
+    span.end(at=ended_at)
 
 
 def follower_end(state: task.State) -> task.State:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from gateway import errors, failpoints, metrics
+from gateway import errors, failpoints, metrics, tracing
 from gateway.flow import advance, parts
 from gateway.rules import circuit, policy, task
 from gateway.store import tasks
@@ -30,11 +30,11 @@ def digest_of(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-async def post(with_parts: parts.Parts, row: tasks.Task, key: str, *, traceparent: str | None = None) -> None:
+async def post(with_parts: parts.Parts, row: tasks.Task, key: str) -> None:
     """Send the task upstream once and record what came of it."""
     began_at = with_parts.clock()
     failpoints.reach("attempt.before")
-    outcome = await _send(with_parts, row, key, traceparent)
+    outcome = await _send(with_parts, row, key)
     failpoints.reach("attempt.after")
     with_parts.circuit.hear(circuit.word_of(outcome), began_at=began_at, now=with_parts.clock())
     if isinstance(outcome, (task.Accepted, task.Refused)):
@@ -74,12 +74,23 @@ def _refuses_outages(with_parts: parts.Parts, row: tasks.Task) -> bool:
     return row.is_awaited() and team is not None and team.upstream_down is policy.UpstreamDown.REFUSE
 
 
-async def _send(with_parts: parts.Parts, row: tasks.Task, key: str, traceparent: str | None) -> task.SubmitOutcome:
+async def _send(with_parts: parts.Parts, row: tasks.Task, key: str) -> task.SubmitOutcome:
+    with with_parts.tracing.span("POST /v1/tasks", row.traceparent, is_client=True) as span:
+        outcome = await _sent(with_parts, row, key, span)
+        if span.is_recording:
+            is_in_doubt = isinstance(outcome, task.InDoubt)
+            span.set({"wave.task_id": row.id, "wave.attempt": row.attempts, "wave.in_doubt": is_in_doubt})
+        return outcome
+
+
+async def _sent(with_parts: parts.Parts, row: tasks.Task, key: str, span: tracing.Span) -> task.SubmitOutcome:
+    traceparent = span.traceparent or row.traceparent
     try:
         return await with_parts.upstream.submit(
-            row.request, key=key, idempotency_key=row.upstream_idempotency_key, traceparent=traceparent
+            row.request, key=key, idempotency_key=row.upstream_idempotency_key, traceparent=traceparent, span=span
         )
     except Exception:  # a bug of ours must not leave a hold that nobody looks after
+        span.fail("unforeseen")
         log.exception("task %s: the POST failed in a way that nobody foresaw", row.id)
         return task.InDoubt(reason="unforeseen")
 

@@ -1,10 +1,16 @@
-"""The books: every balance and hold recomputed from the ledger's entries, every media row against its blob."""
+"""The books: every balance and hold recomputed from the ledger's entries, every media row against its blob.
+
+Each part of the books is compared within one snapshot, where nothing moves. A file lies outside of any: it may be
+collected after its row was read, so what is found about a file beside a gateway at work is looked at a second time.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+import functools
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from typing import Final, Protocol, TypeVar
 
 from gateway.rules import money, task
 from gateway.store import blobs_disk, checks, ledger, media, tasks
@@ -12,31 +18,56 @@ from gateway.store.database import Tx
 
 Progress = Callable[[int, int], None]
 """Called with (done, of how many)."""
-_FILES_A_STEP: Final = 100
+FILES_A_STEP: Final = 500
 _NAMES: Final = ("team", "model", "tier")
+T = TypeVar("T")
 
 
-def audit(tx: Tx, blobs: blobs_disk.DiskBlobs, *, progress: Progress = lambda _done, _total: None) -> list[str]:
-    """Every difference found, in words; none means the books agree to the nano."""
-    parts = (_balances, _holds, _ends, _costs, _totals)
-    rows = media.all_blobs(tx)
+class Scan(Protocol):
+    """Runs a function on a fresh snapshot, away from the event loop."""
+
+    def __call__(self, fn: Callable[[Tx], T], /) -> Awaitable[T]:
+        """Return what the function returns."""
+
+
+def audit(tx: Tx, blobs: blobs_disk.DiskBlobs) -> list[str]:
+    """Every difference found, in words, in a store that nobody changes meanwhile; none: the books agree to the nano."""
+    rows = ((row.digest, row.size_bytes) for row in media.all_blobs(tx))
+    return [*itertools.chain.from_iterable(part(tx) for part in _PARTS), *_files(blobs, rows).values()]
+
+
+async def beside(
+    scan: Scan, blobs: blobs_disk.DiskBlobs, *, progress: Progress = lambda _done, _total: None
+) -> AsyncIterator[str]:
+    """Every difference found, in words, beside a gateway at work.
+
+    No snapshot is held for the whole of it: the write-ahead log cannot shrink while one is.
+    """
+    kept, _ = await scan(media.usage)
     # A query shows no progress of its own, so each part counts as a tenth of the files, however few.
-    weight = max(1, len(rows) // 10)
-    total = len(parts) * weight + len(rows)
-    found: list[str] = []
-    for done, part in enumerate(parts, start=1):
-        found.extend(part(tx))
-        progress(done * weight, total)
-    found.extend(_media(tx, rows, blobs, lambda done: progress(len(parts) * weight + done, total)))
-    return found
+    weight = max(1, kept // 10)
+    done, total = 0, len(_PARTS) * weight + kept
+    for part in _PARTS:
+        for difference in await scan(functools.partial(_all, part)):
+            yield difference
+        done += weight
+        progress(done, total)
+    last: str | None = ""
+    while last is not None:
+        looked = await scan(functools.partial(_look, blobs=blobs, after=last))
+        if looked.suspects:
+            for difference in await scan(functools.partial(_look_again, blobs=blobs, digests=looked.suspects)):
+                yield difference
+        last, done = looked.last, done + looked.files
+        progress(min(done, total), total)
 
 
 def _balances(tx: Tx) -> Iterator[str]:
     """Every balance is the sum of the settles and open reserves of its window (M3), and of its holds."""
-    entries, holds = checks.Entries(tx), checks.holds_by_balance(tx)
+    wanted, holds = checks.by_balance(tx), checks.holds_by_balance(tx)
     kept = ledger.balances(tx)
-    for balance, ends_at, found in kept:
-        settled, reserved = entries.of(balance, ends_at)
+    for balance, _, found in kept:
+        settled, reserved = wanted[balance]
         held = holds.get(balance, 0)
         where = f"balance {balance.scope} {balance.name} {balance.filter} {balance.window} {balance.start}"
         if settled != found.settled_nanos:
@@ -94,20 +125,53 @@ def _totals(tx: Tx) -> Iterator[str]:
                 yield f"{where} is {found.get(column, 0)}, recomputed it is {wanted.get(column, 0)}"
 
 
-def _media(
-    tx: Tx, rows: Sequence[media.BlobRow], blobs: blobs_disk.DiskBlobs, progress: Callable[[int], None]
-) -> Iterator[str]:
-    """Every result that is said to be kept has a row, every row its file, of the size it says."""
+def _media(tx: Tx) -> Iterator[str]:
+    """Every result that is said to be kept has a row, and the kept sums are those of the rows."""
     for digest in checks.digests_without_blob(tx):
         yield f"blob {digest} is named by a task's result and has no row"
-    for done, row in enumerate(rows, start=1):
-        kept = blobs.kept(row.digest)
+    kept, counted = media.usage(tx), checks.usage(tx)
+    if kept != counted:
+        yield f"usage is {kept[0]} blobs of {kept[1]} bytes, recomputed it is {counted[0]} of {counted[1]}"
+
+
+_PARTS: Final = (_balances, _holds, _ends, _costs, _totals, _media)
+"""Of the books; each agrees in any one snapshot."""
+
+
+def _all(part: Callable[[Tx], Iterator[str]], tx: Tx) -> list[str]:
+    return list(part(tx))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Looked:
+    """What a step over the files found; `last`: the digest to go on after, None at the end."""
+
+    files: int
+    suspects: tuple[str, ...]
+    last: str | None
+
+
+def _look(tx: Tx, blobs: blobs_disk.DiskBlobs, after: str) -> Looked:
+    rows = media.after(tx, after, limit=FILES_A_STEP)
+    last = rows[-1][0] if len(rows) == FILES_A_STEP else None
+    return Looked(files=len(rows), suspects=tuple(_files(blobs, rows)), last=last)
+
+
+def _look_again(tx: Tx, blobs: blobs_disk.DiskBlobs, digests: Iterable[str]) -> list[str]:
+    rows = [row for digest in digests if (row := media.get(tx, digest)) is not None]
+    return list(_files(blobs, ((row.digest, row.size_bytes) for row in rows)).values())
+
+
+def _files(blobs: blobs_disk.DiskBlobs, rows: Iterable[tuple[str, int]]) -> Mapping[str, str]:
+    """Differences by digest: every row has its file, of the size it says."""
+    found: dict[str, str] = {}
+    for digest, size_bytes in rows:
+        kept = blobs.kept(digest)
         if kept is None:
-            yield f"blob {row.digest} has a row and no file"
-        elif kept.size_bytes != row.size_bytes:
-            yield f"blob {row.digest} has {kept.size_bytes} bytes, its row says {row.size_bytes}"
-        if done % _FILES_A_STEP == 0 or done == len(rows):
-            progress(done)
+            found[digest] = f"blob {digest} has a row and no file"
+        elif kept.size_bytes != size_bytes:
+            found[digest] = f"blob {digest} has {kept.size_bytes} bytes, its row says {size_bytes}"
+    return found
 
 
 def _usd(nanos: int) -> str:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Collection
 from typing import Final
 
-from gateway import failpoints, metrics
+from gateway import failpoints, metrics, tracing
 from gateway.flow import advance, attempt, parts, poll
 from gateway.outbound import download, upstream
 from gateway.rules import retry, task
@@ -70,21 +70,28 @@ async def _missing(with_parts: parts.Parts, task_id: str) -> list[tasks.Medium]:
 
 async def _fetch(with_parts: parts.Parts, row: tasks.Task, medium: tasks.Medium) -> int | None:
     """Fetch one file, keep its bytes, then its row; returns its position, or None where it failed."""
+    with with_parts.tracing.span("wave.mirror", row.traceparent) as span:
+        if span.is_recording:
+            span.set({"wave.task_id": row.id, "wave.position": medium.position})
+        return await _fetch_into(with_parts, row, medium, span)
+
+
+async def _fetch_into(with_parts: parts.Parts, row: tasks.Task, medium: tasks.Medium, span: tracing.Span) -> int | None:
     blobs = with_parts.blobs
     try:
         with blobs.temporary() as temporary:
             if blobs.free_bytes() < with_parts.min_free_bytes:
-                _failed(row, "disk", "less than --min-free is left; mirroring waits for room")
+                _failed(row, span, "disk", "less than --min-free is left; mirroring waits for room")
                 return None
             deadline_s = _fetch_deadline_s(with_parts, row)
             fetched = await with_parts.downloader.fetch(medium.upstream_url, sink=temporary.file, deadline_s=deadline_s)
             if isinstance(fetched, download.Failed):
-                _failed(row, fetched.reason.value, fetched.detail)
+                _failed(row, span, fetched.reason.value, fetched.detail)
                 return None
             failpoints.reach("mirror.downloaded")
             await asyncio.to_thread(blobs.keep, temporary, fetched.digest)
     except OSError as error:
-        _failed(row, "disk", error.strerror or "I/O error")
+        _failed(row, span, "disk", error.strerror or "I/O error")
         return None
     blob = media.BlobRow(
         digest=fetched.digest, size_bytes=fetched.size_bytes, mime=fetched.mime, extension=fetched.extension
@@ -98,6 +105,8 @@ async def _fetch(with_parts: parts.Parts, row: tasks.Task, medium: tasks.Medium)
     await attempt.persist(with_parts, note)
     failpoints.reach("mirror.noted")
     metrics.MIRROR_BYTES.inc(fetched.size_bytes)
+    if span.is_recording:
+        span.set({"wave.bytes": fetched.size_bytes})
     return medium.position
 
 
@@ -109,7 +118,14 @@ def _fetch_deadline_s(with_parts: parts.Parts, row: tasks.Task) -> float:
     return min(download.DEADLINE_S, max(LEAST_FETCH_S, left_s))
 
 
-def _failed(row: tasks.Task, reason: str, detail: str) -> None:
+EXPIRED: Final = "expired"
+"""The reason of a result that is lost: its URL ended before it could be mirrored."""
+for _reason in (*download.Reason, EXPIRED):  # from 0, so that `increase()` sees the first
+    metrics.MIRROR_FAILURES.labels(_reason.value if isinstance(_reason, download.Reason) else _reason)
+
+
+def _failed(row: tasks.Task, span: tracing.Span, reason: str, detail: str) -> None:
+    span.fail(reason)
     metrics.MIRROR_FAILURES.labels(reason).inc()
     log.warning("task %s: a result could not be mirrored (%s): %s", row.id, reason, detail)
 
@@ -139,6 +155,7 @@ async def _again(with_parts: parts.Parts, row: tasks.Task, missing: list[tasks.M
     if row.state is task.State.DELIVERED and next_at is not None:
         next_at = min(next_at, patient_until)
     elif all((each.expires_at or (row.settled_at or now) + KEEP_TRYING_S) <= now for each in missing):
+        metrics.MIRROR_FAILURES.labels(EXPIRED).inc(len(missing))
         log.error("task %s: its results expired before they could be mirrored", row.id)
         next_at = None
     troubles = row.troubles + 1

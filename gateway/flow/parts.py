@@ -8,7 +8,8 @@ import dataclasses
 import ipaddress
 from collections.abc import Callable, Iterator
 
-from gateway.flow import circuit, retry_budget, watch
+from gateway import metrics, tracing
+from gateway.flow import circuit, retry_budget, scrape, watch
 from gateway.outbound import download, upstream
 from gateway.rules import policy, rate
 from gateway.store import blobs_disk, cache, database
@@ -39,6 +40,12 @@ class InForce:
     async def settled(self) -> None:
         """Return when no set is being adopted."""
         await self._settled.wait()
+
+
+class Audited:
+    """What the last audit of the books found; nothing until one has ended."""
+
+    latest: metrics.AuditReading | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,5 +82,8 @@ class Parts:
     """False: the upstream ignores idempotency keys, so a submit in doubt is never repeated."""
     buckets: dict[str, rate.Bucket] = dataclasses.field(default_factory=dict)
     """`requests_per_minute`, by team."""
+    tracing: tracing.Tracing = tracing.OFF
+    audited: Audited = dataclasses.field(default_factory=Audited)
+    scrapes: scrape.Turns = dataclasses.field(default_factory=scrape.Turns)
     wake_mirror: Callable[[], None] = lambda: None
     wake_poll: Callable[[], None] = lambda: None

@@ -69,6 +69,12 @@ async def step(with_parts: parts.Parts, task_id: str) -> None:
     )
     change = await attempt.persist(with_parts, record)
     failpoints.reach("poll.recorded")
+    if polled.outcome.event is not None and change is not None:
+        span = with_parts.tracing.span("GET /v1/tasks/{task_id}", row.traceparent, is_client=True, began_at=began_at)
+        if span.is_recording:
+            with_parts.upstream.describe(span, "GET", "/v1/tasks/{task_id}", 200)
+            span.set({"wave.task_id": row.id})
+        span.end(at=now)
     advance.announce(with_parts, change)
     if change is not None and change.row.state is task.State.DELIVERED:
         with_parts.wake_mirror()

@@ -1,8 +1,10 @@
-"""What a scrape reads: money and counts from the database, in one snapshot."""
+"""What a scrape reads: money and counts from the database, in one snapshot; and how many scrapes are made at once."""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+from collections.abc import Awaitable, Callable
 
 from gateway import metrics
 from gateway.rules import budget, policy, pricing, task
@@ -12,8 +14,39 @@ from gateway.store.database import Tx
 OVERDUE_AFTER_S = 3600.0
 """An open task older than this is counted as overdue."""
 
+Form = tuple[bool, bool]
+"""Whether OpenMetrics, whether gzip."""
+Exposition = tuple[bytes, str]
+"""The text and its content type."""
 
-def snapshot(tx: Tx, policies: policy.PolicySet, *, now: float) -> metrics.Snapshot:
+
+class Turns:
+    """One scrape at a time: who asks meanwhile shares the next one, which begins when the present one has ended.
+
+    However many ask, one is made and one of each form waits at most, and no answer is older than its question.
+    """
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+        self._next: dict[Form, asyncio.Task[Exposition]] = {}
+
+    async def take(self, form: Form, make: Callable[[Form], Awaitable[Exposition]]) -> Exposition:
+        """Make an exposition, or share one of the same form that has not begun yet."""
+        waiting = self._next.get(form)
+        if waiting is None:
+            waiting = self._next[form] = asyncio.create_task(self._make(form, make))
+        # A scraper that gives up ends its own wait only.
+        return await asyncio.shield(waiting)
+
+    async def _make(self, form: Form, make: Callable[[Form], Awaitable[Exposition]]) -> Exposition:
+        async with self._turn:
+            del self._next[form]
+            return await make(form)
+
+
+def snapshot(
+    tx: Tx, policies: policy.PolicySet, *, now: float, audit: metrics.AuditReading | None = None
+) -> metrics.Snapshot:
     """Read every sum and count that is kept; never a scan over ended tasks."""
     open_tasks = tasks.count_open(tx)
     blobs, blob_bytes = media.usage(tx)
@@ -31,6 +64,7 @@ def snapshot(tx: Tx, policies: policy.PolicySet, *, now: float) -> metrics.Snaps
         at_risk_urls=tasks.count_unmirrored(tx),
         blobs=blobs,
         blob_bytes=blob_bytes,
+        audit=audit,
     )
 
 

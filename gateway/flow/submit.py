@@ -49,6 +49,7 @@ class Options:
     cache: plan.CacheMode = plan.CacheMode.DEFAULT
     tags: Mapping[str, str] = dataclasses.field(default_factory=dict)
     traceparent: str | None = None
+    """The parent of what is done upstream, kept with the task."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +106,7 @@ async def submit(with_parts: parts.Parts, caller: Caller, body: bytes, options: 
     with_parts.retry_budget.submitted(now=row.created_at)
     failpoints.reach("submit.admitted")
     if row.state is task.State.RESERVED:
-        _begin(with_parts, row, options)
+        _begin(with_parts, row)
     settled = await _settled(with_parts, row, is_replay=False)
     failpoints.reach("submit.answered")
     return settled
@@ -145,14 +146,12 @@ def _is_worth_waiting(with_parts: parts.Parts, row: tasks.Task) -> bool:
     return row.state is task.State.RESERVED and not with_parts.watch.is_closed
 
 
-def _begin(with_parts: parts.Parts, row: tasks.Task, options: Options) -> None:
+def _begin(with_parts: parts.Parts, row: tasks.Task) -> None:
     """Start the first POST on a task of its own, which nobody's leaving cancels."""
     key = with_parts.upstream_key(row.upstream_key_ref)
     if key is None or attempt.digest_of(key) != row.upstream_key_digest:
         key = ""  # it vanished within this very request; the upstream will complain and the task waits
-    under_way = asyncio.create_task(
-        attempt.post(with_parts, row, key, traceparent=options.traceparent), name=f"post {row.id}"
-    )
+    under_way = asyncio.create_task(attempt.post(with_parts, row, key), name=f"post {row.id}")
     with_parts.attempts[row.id] = under_way
     under_way.add_done_callback(lambda _: with_parts.attempts.pop(row.id, None))
 
@@ -172,7 +171,10 @@ async def _decide(
         _check_callback(with_parts, team, request)
         now = with_parts.clock()
         making = functools.partial(plan.make, policies=policies, team=team, key=caller.key, request=request, now=now)
-        planned = await with_parts.database.read(making)
+        with with_parts.tracing.span("wave.decide", options.traceparent) as deciding:
+            planned = await with_parts.database.read(making)
+            if deciding.is_recording:
+                deciding.set(_told(planned))
         if isinstance(planned, policy.Deny):
             return planned
         if not is_counted:
@@ -191,15 +193,29 @@ async def _decide(
             may_rewrite=may_rewrite,
         )
         failpoints.reach("submit.decided")
+        reserving = with_parts.tracing.span("wave.reserve", options.traceparent)
         try:
             return await with_parts.database.write(admit)
         except _Denied as denied:
+            reserving.set(_told(denied.deny))
             return denied.deny
         except _Rewritten as rewritten:
             request, may_rewrite = rewritten.request, False
         except _Stale:
             await with_parts.in_force.settled()
+        except errors.OurError as error:
+            reserving.fail(error.code)
+            raise
+        finally:
+            reserving.end()
     raise errors.OurError("unavailable", "The policies are changing right now; send the request again.")
+
+
+def _told(decided: plan.Plan | policy.Deny) -> Mapping[str, str]:
+    """A decision as a span has it."""
+    if isinstance(decided, policy.Deny):
+        return {"wave.decision": "deny", "wave.code": decided.code}
+    return {"wave.decision": "allow"}
 
 
 def team_of(policies: policy.PolicySet, caller: Caller) -> policy.Team:
@@ -302,6 +318,7 @@ def _draft(
         created_at=now,
         first_attempt_at=now,
         deadline_at=now + with_parts.submit_deadline_s,
+        traceparent=options.traceparent,
     )
 
 

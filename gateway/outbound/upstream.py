@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import ssl
 import time
+from collections.abc import Mapping
 from typing import Final
 from urllib.parse import quote
 
@@ -17,7 +18,7 @@ import aiohttp
 import httpx
 import httpx_aiohttp
 
-from gateway import VERSION, metrics, wire
+from gateway import VERSION, metrics, tracing, wire
 from gateway.rules import reconcile, task
 
 CONNECT_S: Final = 5.0
@@ -79,16 +80,22 @@ class Upstream:
         )
 
     async def submit(
-        self, body: bytes, *, key: str, idempotency_key: str | None, traceparent: str | None = None
+        self,
+        body: bytes,
+        *,
+        key: str,
+        idempotency_key: str | None,
+        traceparent: str | None = None,
+        span: tracing.Span = tracing.NOTHING,
     ) -> task.SubmitOutcome:
-        """POST a task; what cannot be known is in doubt (CONTRACT §2)."""
+        """POST a task; what cannot be known is in doubt (CONTRACT §2). The `span` is told of the exchange."""
         headers = {"Content-Type": "application/json"}
         if idempotency_key is not None:
             headers["Idempotency-Key"] = idempotency_key
         if traceparent is not None:
             headers["traceparent"] = traceparent
         started = time.perf_counter()
-        outcome = await self._submit(body, headers, key)
+        outcome = await self._submit(body, headers, key, span)
         _observe("submit", _submit_label(outcome), started)
         return outcome
 
@@ -96,14 +103,14 @@ class Upstream:
         """GET a task."""
         started = time.perf_counter()
         result = await self._poll(upstream_task_id, key)
-        _observe("poll", "ok" if isinstance(result, Polled) else result.reason, started)
+        _observe("poll", "ok" if isinstance(result, Polled) else _trouble_label(result), started)
         return result
 
     async def balance(self, *, key: str) -> reconcile.Wallet | Trouble:
         """GET the wallet of the account that the key belongs to."""
         started = time.perf_counter()
         result = await self._balance(key)
-        _observe("balance", result.reason if isinstance(result, Trouble) else "ok", started)
+        _observe("balance", _trouble_label(result) if isinstance(result, Trouble) else "ok", started)
         return result
 
     async def cancel(self, upstream_task_id: str, *, key: str) -> task.CancelOutcome:
@@ -113,12 +120,24 @@ class Upstream:
         _observe("cancel", _cancel_label(outcome), started)
         return outcome
 
+    def describe(self, span: tracing.Span, method: str, template: str, came: int | str) -> None:
+        """Tell a span of an exchange with the upstream; what `came` is a status, or why there was no answer."""
+        url = httpx.URL(self._origin)
+        span.set({"http.request.method": method, "url.template": template, "server.address": url.host})
+        span.set({"server.port": url.port or (443 if url.scheme == "https" else 80)})
+        if isinstance(came, int):
+            span.set({"http.response.status_code": came})
+        if isinstance(came, str) or came >= 400:
+            span.fail(str(came))
+
     async def aclose(self) -> None:
         """Close every connection."""
         await self._client.aclose()
 
-    async def _submit(self, body: bytes, headers: dict[str, str], key: str) -> task.SubmitOutcome:
+    async def _submit(self, body: bytes, headers: dict[str, str], key: str, span: tracing.Span) -> task.SubmitOutcome:
         answer = await self._ask("POST", "/v1/tasks", key=key, headers=headers, body=body)
+        if span.is_recording:
+            self.describe(span, "POST", "/v1/tasks", answer.reason if isinstance(answer, _Silence) else answer.status)
         if isinstance(answer, _Silence):
             if not answer.is_sent:
                 return task.NotSent(reason=answer.reason)
@@ -242,6 +261,30 @@ def _cancel_label(outcome: task.CancelOutcome) -> str:
             return "not_sent"
         case task.Lost():
             return "lost"
+
+
+_TROUBLES: Final = frozenset(
+    {*("401", "402", "403", "404", "429"), task.NO_CONNECTION, "timeout", "too_large", "not_a_task", "not_a_balance"}
+)
+
+
+def _trouble_label(trouble: Trouble) -> str:
+    """Of a closed set, whatever status the vendor makes up and whatever its connection dies of."""
+    reason = trouble.reason
+    if reason in _TROUBLES:
+        return reason
+    return {"3": "3xx", "4": "4xx", "5": "5xx"}.get(reason[0], "other") if reason.isdigit() else "lost"
+
+
+OUTCOMES: Final[Mapping[str, tuple[str, ...]]] = {
+    "submit": ("accepted", "refused", "not_sent", "in_doubt"),
+    "poll": ("ok", "lost", "other", "3xx", "4xx", "5xx", *sorted(_TROUBLES - {"not_a_balance"})),
+    "cancel": ("accepted", "refused", "not_sent", "lost"),
+}
+"""What can come of a gateway's requests. Each is counted from 0, so that `increase()` sees the first."""
+for _operation, _outcomes in OUTCOMES.items():
+    for _outcome in _outcomes:
+        metrics.UPSTREAM_REQUESTS.labels(_operation, _outcome)
 
 
 def _observe(operation: str, outcome: str, started: float) -> None:

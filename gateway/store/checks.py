@@ -6,9 +6,8 @@ Every function here only reads, and is meant for one snapshot of the whole file.
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from gateway.rules import budget, task
@@ -17,68 +16,99 @@ from gateway.store.database import Row, Tx
 
 _ONE_PART: Final = 2**53
 """Seconds; longer than time."""
+_ENTRIES_A_STEP: Final = 20_000
 _ENDED_PAID: Final = ", ".join(f"'{state}'" for state in (*task.ENDED, task.State.DELIVERED))
 _END: Final = "kind IN ('settle', 'release')"
 _ENDED: Final = f"SELECT task_id FROM entries WHERE {_END}"  # noqa: S608 - constant text
 _OPEN: Final = f"kind = 'reserve' AND task_id NOT IN ({_ENDED})"
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Sums:
-    """The amount of one key and its models in a part of every window that it touches; `at`: when that part begins."""
-
-    key: str
-    models: tuple[str, ...]
-    at: int
-    nanos: int
-
-
 Key = tuple[str, str, str]
 """Team, model, tier."""
 
 
-class Entries:
-    """Settles and open reserves, summed up by the longest time that no balance's window divides."""
+class _Windows:
+    """The balances that look at the same entries, each in a window of its own, and what the entries say of each."""
 
-    def __init__(self, tx: Tx) -> None:
-        bounds = [at for balance, ends_at, _ in ledger.balances(tx) for at in (balance.start, ends_at) if at]
-        width = math.gcd(*bounds) or _ONE_PART
-        self._settled = _summed(tx, "kind = 'settle'", width)
-        self._open = _summed(tx, _OPEN, width)
+    def __init__(self) -> None:
+        self.ids: list[budget.BalanceId] = []
+        self.starts: list[int] = []
+        self.ends: list[float] = []
+        self.longest_s = 0.0
+        self.settled: list[int] = []
+        self.reserved: list[int] = []
 
-    def of(self, balance: budget.BalanceId, ends_at: int | None) -> tuple[int, int]:
-        """(settled, reserved) that a balance must hold."""
-        return _in(self._settled, balance, ends_at), _in(self._open, balance, ends_at)
+    def add(self, balance: budget.BalanceId, ends_at: int | None) -> None:
+        """One more window; they come in the order of their starts."""
+        end = math.inf if ends_at is None else ends_at
+        self.ids.append(balance)
+        self.starts.append(balance.start)
+        self.ends.append(end)
+        self.longest_s = max(self.longest_s, end - balance.start)
+        self.settled.append(0)
+        self.reserved.append(0)
+
+    def around(self, at: int) -> Iterator[int]:
+        """The places of the windows that an instant lies in: more than one where the timezone has changed."""
+        place = bisect.bisect_right(self.starts, at) - 1
+        while place >= 0 and at - self.starts[place] < self.longest_s:
+            if at < self.ends[place]:
+                yield place
+            place -= 1
 
 
-def _summed(tx: Tx, which: str, width: int) -> dict[str, list[Sums]]:
-    """Sums by team, those of all teams under the empty name, each list by time."""
-    rows = tx.all(
+def by_balance(tx: Tx) -> Mapping[budget.BalanceId, tuple[int, int]]:
+    """(settled, reserved) that each balance must hold, by the settles and the open reserves.
+
+    The entries are read some at a time: a year's sums all at once would be a million values, and the interpreter stands
+    still while it looks through them for garbage, and when they go.
+    """
+    windows: dict[tuple[str, str, str], _Windows] = {}
+    for balance, ends_at, _ in ledger.balances(tx):
+        windows.setdefault((balance.name, balance.filter, balance.window), _Windows()).add(balance, ends_at)
+    of_team: dict[str, list[tuple[str, str, _Windows]]] = {}
+    for (name, filter_text, _), each in windows.items():
+        team, _, key = name.partition("/")
+        of_team.setdefault(team, []).append((key, filter_text, each))
+    width = math.gcd(*(at for each in windows.values() for at in _bounds(each))) or _ONE_PART
+    last = tx.one("SELECT COALESCE(MAX(id), 0) AS id FROM entries")
+    for after in range(0, 0 if last is None else last["id"], _ENTRIES_A_STEP):
+        which = "kind = 'settle' AND id > :after AND id <= :after + :step"
+        for row in _summed(tx, which, width=width, after=after, step=_ENTRIES_A_STEP):
+            for touched, place in _touched(of_team, row):
+                touched.settled[place] += row["nanos"]
+    for row in _summed(tx, _OPEN, width=width):
+        for touched, place in _touched(of_team, row):
+            touched.reserved[place] += row["nanos"]
+    return {
+        balance: (each.settled[place], each.reserved[place])
+        for each in windows.values()
+        for place, balance in enumerate(each.ids)
+    }
+
+
+def _bounds(windows: _Windows) -> Iterator[int]:
+    yield from windows.starts
+    yield from (int(end) for end in windows.ends if end != math.inf)
+
+
+def _summed(tx: Tx, which: str, **values: int) -> list[Row]:
+    """Sums by key and models over the longest time that no balance's window divides; `at`: when that begins."""
+    return tx.all(
         "SELECT team, key_name, model, official, CAST(reserved_at AS INTEGER) / :width * :width AS at, "  # noqa: S608
-        f"SUM(nanos) AS nanos FROM entries WHERE {which} GROUP BY 1, 2, 3, 4, 5 ORDER BY at",
-        width=width,
-    )
-    sums: dict[str, list[Sums]] = {"": []}
-    for row in rows:
-        models = tuple(each for each in (row["model"], row["official"]) if each is not None)
-        each = Sums(key=row["key_name"], models=models, at=row["at"], nanos=row["nanos"])
-        sums[""].append(each)
-        sums.setdefault(row["team"], []).append(each)
-    return sums
-
-
-def _in(sums: Mapping[str, list[Sums]], balance: budget.BalanceId, ends_at: int | None) -> int:
-    team, _, key = balance.name.partition("/")
-    mine = sums.get(team, [])
-    begins = bisect.bisect_left(mine, balance.start, key=_at)
-    ends = len(mine) if ends_at is None else bisect.bisect_left(mine, ends_at, key=_at)
-    return sum(
-        each.nanos for each in mine[begins:ends] if key in ("", each.key) and budget.counts(balance.filter, each.models)
+        f"SUM(nanos) AS nanos FROM entries WHERE {which} GROUP BY 1, 2, 3, 4, 5",
+        **values,
     )
 
 
-def _at(each: Sums) -> int:
-    return each.at
+def _touched(of_team: Mapping[str, list[tuple[str, str, _Windows]]], row: Row) -> Iterator[tuple[_Windows, int]]:
+    """Where a sum counts: balances of the organisation, of its team, and of its key."""
+    models = [each for each in (row["model"], row["official"]) if each is not None]
+    for team in ("", row["team"]):
+        for key, filter_text, windows in of_team.get(team, ()):
+            if key in ("", row["key_name"]) and budget.counts(filter_text, models):
+                for place in windows.around(row["at"]):
+                    yield windows, place
 
 
 def holds_by_balance(tx: Tx) -> Mapping[budget.BalanceId, int]:
@@ -169,6 +199,12 @@ SELECT free.team AS team, CASE free.x_cache WHEN 'HIT' THEN free.model ELSE paid
     SUM(CASE free.x_cache WHEN 'HIT' THEN 0 ELSE paid.cost_nanos END) AS avoided_coalesced_nanos
 FROM tasks AS free JOIN tasks AS paid ON paid.id = free.leader_id WHERE free.state = 'completed' GROUP BY 1, 2, 3
 """
+
+
+def usage(tx: Tx) -> tuple[int, int]:
+    """(blobs, bytes) by counting the rows."""
+    row = tx.one("SELECT COUNT(*) AS blobs, COALESCE(SUM(size_bytes), 0) AS bytes FROM blobs")
+    return (0, 0) if row is None else (row["blobs"], row["bytes"])
 
 
 def digests_without_blob(tx: Tx) -> list[str]:

@@ -109,13 +109,23 @@ def drop_unreferenced(tx: Tx, digests: Collection[str], *, kept_before: float) -
 
 
 def usage(tx: Tx) -> tuple[int, int]:
-    """(blobs, bytes) kept."""
-    row = tx.one("SELECT COUNT(*) AS blobs, COALESCE(SUM(size_bytes), 0) AS bytes FROM blobs")
+    """(blobs, bytes) kept, as triggers have counted them."""
+    row = tx.one("SELECT blobs, bytes FROM usage")
     return (0, 0) if row is None else (row["blobs"], row["bytes"])
 
 
+def after(tx: Tx, digest: str, *, limit: int) -> list[tuple[str, int]]:
+    """(digest, size in bytes) of the next blobs by digest, for the audit."""
+    rows = tx.all(
+        "SELECT digest, size_bytes FROM blobs WHERE digest > :digest ORDER BY digest LIMIT :most",
+        digest=digest,
+        most=limit,
+    )
+    return [(row["digest"], row["size_bytes"]) for row in rows]
+
+
 def all_blobs(tx: Tx) -> list[BlobRow]:
-    """Every blob row, for the audit."""
+    """Every blob row, for the garbage collection."""
     rows = tx.all("SELECT digest, size_bytes, mime, extension, first_read_at FROM blobs ORDER BY digest")
     return [BlobRow(**{name: row[name] for name in row.keys()}) for row in rows]
 

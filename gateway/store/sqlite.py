@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 LARGEST_BATCH: Final = 256
 _BUSY_TIMEOUT_S: Final = 5.0
+_STEPS_BETWEEN_LOOKS: Final = 100_000
+"""Steps of SQLite's machine, some milliseconds: each look takes the interpreter's lock."""
 
 log = logging.getLogger(__name__)
 
@@ -117,8 +119,16 @@ class SqliteDatabase:
         return fn(SqliteTx(self._reader))
 
     async def scan(self, fn: Callable[[database.Tx], T]) -> T:
-        """Run `fn` on a connection of its own in a thread, on one snapshot."""
-        return await asyncio.to_thread(scan_file, self._path, fn)
+        """Run `fn` on a connection of its own in a thread, on one snapshot; a cancel ends the query under way.
+
+        A thread cannot be cancelled, and a stop waits for every thread: a long query would outlast the drain.
+        """
+        stopped = threading.Event()
+        try:
+            return await asyncio.to_thread(scan_file, self._path, fn, is_stopped=stopped.is_set)
+        except asyncio.CancelledError:
+            stopped.set()
+            raise
 
     def close(self) -> None:
         """Commit what was accepted, then close."""
@@ -194,10 +204,16 @@ class SqliteDatabase:
         return True
 
 
-def scan_file(path: pathlib.Path, fn: Callable[[database.Tx], T]) -> T:
-    """Run `fn` on one snapshot of a database file, read-only; for commands beside a running gateway too."""
+def scan_file(path: pathlib.Path, fn: Callable[[database.Tx], T], *, is_stopped: Callable[[], bool] | None = None) -> T:
+    """Run `fn` on one snapshot of a database file, read-only; for commands beside a running gateway too.
+
+    Raises StartError where the file has another schema than this program's, `sqlite3.OperationalError` soon after
+    `is_stopped` says so, which is asked from time to time.
+    """
     connection = open_read_only(path)
     try:
+        sqlite_file.check_schema(connection)
+        connection.set_progress_handler(is_stopped, _STEPS_BETWEEN_LOOKS)
         connection.execute("BEGIN")
         return fn(SqliteTx(connection))
     finally:

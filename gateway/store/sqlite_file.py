@@ -7,6 +7,7 @@ a lost write-ahead log or an old copy is refused, and so is whatever is not ours
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.resources
 import os
 import pathlib
@@ -52,13 +53,30 @@ def migrate(connection: sqlite3.Connection) -> None:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     scripts = _scripts()
     if version > len(scripts):
-        raise errors.StartError(
-            f"the database has schema {version}, this program knows {len(scripts)}: start the newer program again"
-        )
+        raise _newer(version, len(scripts))
     for number, script in enumerate(scripts[version:], start=version + 1):
         connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;")
 
 
+def check_schema(connection: sqlite3.Connection) -> None:
+    """Raises StartError where the schema is older or newer than what this program reads; for who may not migrate it."""
+    version, known = connection.execute("PRAGMA user_version").fetchone()[0], len(_scripts())
+    if version < known:
+        raise errors.StartError(
+            f"the database has schema {version}, this program reads {known}: start the gateway of this release once, "
+            "which brings it up to date"
+        )
+    if version > known:
+        raise _newer(version, known)
+
+
+def _newer(version: int, known: int) -> errors.StartError:
+    return errors.StartError(
+        f"the database has schema {version}, this program knows {known}: start the newer program again"
+    )
+
+
+@functools.cache
 def _scripts() -> list[str]:
     folder = importlib.resources.files("gateway.store") / "schema"
     files = sorted((each for each in folder.iterdir() if each.name.endswith(".sql")), key=lambda each: each.name)

@@ -57,6 +57,7 @@ class Task:
     settled_at: float | None = None
     ended_at: float | None = None
     next_at: float | None = None
+    traceparent: str | None = None
 
     def quote(self) -> pricing.Quote:
         """The quote as it was frozen at admission."""
@@ -219,18 +220,6 @@ def ids_in(tx: Tx, state: task.State) -> list[str]:
     return [row["id"] for row in tx.all("SELECT id FROM tasks WHERE state = :state", state=state)]
 
 
-def free_results(tx: Tx, *, since: float, until: float) -> list[Row]:
-    """Completed hits and followers: team, key_name, model, tier, action, tags, ended_at, avoided_nanos."""
-    return tx.all(
-        "SELECT free.team, free.key_name, free.model, free.tier, free.action, free.tags, free.ended_at, "
-        "COALESCE(paid.cost_nanos, 0) AS avoided_nanos "
-        "FROM tasks AS free JOIN tasks AS paid ON paid.id = free.leader_id "
-        "WHERE free.state = 'completed' AND free.ended_at >= :since AND free.ended_at < :until",
-        since=since,
-        until=until,
-    )
-
-
 def newest(tx: Tx, *, team: str | None = None, state: task.State | None = None, limit: int) -> list[Task]:
     """The newest tasks, of one team or state where these are given."""
     rows = tx.all(
@@ -283,10 +272,10 @@ def count_overdue(tx: Tx, *, before: float) -> int:
 
 
 def count_unmirrored(tx: Tx) -> int:
-    """How many results of ended tasks are not mirrored."""
+    """How many results of completed tasks are not mirrored and may still be; those given up are lost, not at risk."""
     row = tx.one(
         "SELECT COUNT(*) AS held FROM task_media JOIN tasks ON tasks.id = task_media.task_id "
-        "WHERE task_media.digest IS NULL AND tasks.state = 'completed'"
+        "WHERE task_media.digest IS NULL AND tasks.state = 'completed' AND tasks.next_at IS NOT NULL"
     )
     return int(row["held"]) if row is not None else 0
 

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.flow import advance, audit, resolve
 from gateway.rules import money
-from gateway.store.database import Tx
+from gateway.store.database import Row, Tx
 from tests import stage as stages
 
 CAPS = 'spend: [{name: daily, cap: "5", per: day}, {name: flash, cap: "5", per: month, models: ["gemini-2.5-*"]}]\n'
@@ -51,6 +51,10 @@ async def _broken(stage: stages.Stage, sql: str, **values: object) -> list[str]:
 async def _ids(stage: stages.Stage, which: str) -> list[str]:
     sql = f"SELECT id FROM tasks WHERE {which} ORDER BY id"  # noqa: S608 - written below
     return [row["id"] for row in await stage.parts.database.read(lambda tx: tx.all(sql))]
+
+
+async def _sizes(stage: stages.Stage) -> list[Row]:
+    return await stage.parts.database.read(lambda tx: tx.all("SELECT COUNT(*), SUM(size_bytes) FROM blobs"))
 
 
 async def test_the_day_has_every_kind_of_task_in_it(busy: stages.Stage) -> None:
@@ -204,16 +208,62 @@ async def test_it_finds_a_lost_and_a_cut_picture(
 
 async def test_it_finds_a_result_whose_blob_has_no_row(busy: stages.Stage) -> None:
     first = min(each.digest for each in busy.parts.blobs.each())
-    [found] = await _broken(busy, "DELETE FROM blobs WHERE digest = :digest", digest=first)
-    assert found == f"blob {first} is named by a task's result and has no row"
+    found = await _broken(busy, "DELETE FROM blobs WHERE digest = :digest", digest=first)
+    assert found[0] == f"blob {first} is named by a task's result and has no row"
+    assert len(found) == 2 and found[1].startswith("usage is 3 blobs of ")
 
 
 async def test_its_progress_only_grows_and_ends_at_the_whole(busy: stages.Stage) -> None:
     seen: list[tuple[int, int]] = []
+    scan, blobs = busy.parts.database.scan, busy.parts.blobs
+    found = [each async for each in audit.beside(scan, blobs, progress=lambda done, total: seen.append((done, total)))]
+    assert found == []
+    assert seen == [(1, 9), (2, 9), (3, 9), (4, 9), (5, 9), (6, 9), (9, 9)]
 
-    def look(tx: Tx) -> list[str]:
-        return audit.audit(tx, busy.parts.blobs, progress=lambda done, total: seen.append((done, total)))
 
-    await busy.parts.database.scan(look)
-    assert seen == sorted(seen) and seen[-1] == (8, 8)
-    assert len(seen) == 6
+async def test_it_finds_a_kept_sum_of_the_blobs_that_is_wrong(busy: stages.Stage) -> None:
+    [found] = await _broken(busy, "UPDATE usage SET bytes = bytes + 1")
+    [(blobs, size)] = [stages.values(row) for row in await _sizes(busy)]
+    assert found == f"usage is {blobs} blobs of {size + 1} bytes, recomputed it is {blobs} of {size}"
+
+
+# Beside a gateway at work
+
+
+async def _beside(stage: stages.Stage, scan: audit.Scan | None = None) -> list[str]:
+    return [each async for each in audit.beside(scan or stage.parts.database.scan, stage.parts.blobs)]
+
+
+async def test_beside_a_gateway_it_finds_what_it_finds_alone(busy: stages.Stage) -> None:
+    first, second = sorted(each.digest for each in busy.parts.blobs.each())[:2]
+    for digest, content in ((first, None), (second, b"short")):
+        path = busy.parts.blobs.path(digest)
+        assert path is not None
+        path.unlink() if content is None else path.write_bytes(content)
+    await busy.parts.database.write(lambda tx: tx.run("UPDATE tasks SET cost_nanos = 1 WHERE state = 'refused'"))
+    found = await busy.audit()
+    assert len(found) == 3
+    assert await _beside(busy) == found
+
+
+async def test_a_picture_that_is_collected_between_its_row_and_its_file_is_no_difference(busy: stages.Stage) -> None:
+    digests = sorted(each.digest for each in busy.parts.blobs.each())
+    lost, collected = digests[0], digests[1]
+    looks: list[str] = []
+
+    async def scan(fn: Callable[[Tx], audit.T]) -> audit.T:
+        """As the database does it; before the files are looked at again, the collector ends with one of them."""
+        found = await busy.parts.database.scan(fn)
+        if isinstance(found, audit.Looked):
+            looks.append("files")
+            await busy.parts.database.write(_row_is_dropped)
+        return found
+
+    def _row_is_dropped(tx: Tx) -> None:
+        tx.run("DELETE FROM task_media WHERE digest = :digest", digest=collected)
+        tx.run("DELETE FROM blobs WHERE digest = :digest", digest=collected)
+
+    for digest in (lost, collected):
+        busy.parts.blobs.delete(digest)
+    assert await _beside(busy, scan) == [f"blob {lost} has a row and no file"]
+    assert looks == ["files"]

@@ -16,6 +16,7 @@ from tests import stage as stages
 HELD = ("team", "growth", "day")
 CAP = 'spend: [{cap: "1.00", per: day}]\n'
 REFUSE = CAP + "upstream_down: refuse\n"
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 DOWN = [{"on": "any", "times": None, "do": {"status": 503}}]
 
 
@@ -34,6 +35,24 @@ async def test_five_failures_open_it_and_the_next_submit_is_held_back_without_an
         assert (await stage.shown(row))["status"] == "queued"
         assert (await read.show(stage.parts, row)).is_upstream_unavailable
         assert (stage.posts(), stage.parts.attempts) == (5, {})
+
+
+async def test_a_first_post_that_was_held_back_and_its_repeats_carry_the_clients_traceparent(tmp_path):
+    async with stages.staged(tmp_path) as stage:
+        stage.vendor.set_script(DOWN)
+        await _submit(stage, 5)
+        options = submit.Options(request_id="req-1", traceparent=PARENT)
+        body = b'{"model":"gemini-2.5-flash-image-preview","prompt":"late"}'
+        held = await submit.submit(stage.parts, stages.CALLER, body, options)
+        assert isinstance(held, submit.Submitted) and held.row.state is task.State.WAITING
+        stage.vendor.set_script([{"on": "submit", "prompt": "late", "times": 2, "do": {"accept_and_drop": True}}])
+        await stage.finish()
+        row = await stage.row(held.row.id)
+        assert (row.state, row.attempts, row.traceparent) == (task.State.COMPLETED, 3, PARENT)
+        carried = [each.headers.get("traceparent") for each in stage.vendor.requests.submits if b'"late"' in each.body]
+        assert carried == [PARENT] * 3
+        others = [each.headers for each in stage.vendor.requests.submits if b'"late"' not in each.body]
+        assert others and all("traceparent" not in each for each in others)
 
 
 @pytest.mark.parametrize("fault", [{"drop": True}, {"accept_and_drop": True}, {"status": 500}, {"status": 502}])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from gateway import metrics
 from gateway.rules import task
 from gateway.store import tasks
 from tests import stage as stages
@@ -70,13 +71,22 @@ async def test_after_the_patience_the_vendors_url_is_shown_and_later_the_mirror(
         assert (await stage.row(task_id)).next_at is None
 
 
-async def test_mirroring_stops_when_the_url_has_expired(tmp_path):
+def _lost() -> float:
+    return metrics.REGISTRY.get_sample_value("wave_gateway_mirror_failures_total", {"reason": "expired"}) or 0.0
+
+
+async def test_mirroring_stops_when_the_url_has_expired_and_its_result_is_lost_no_longer_at_risk(tmp_path):
     async with stages.staged(tmp_path, vendor={"url_ttl_s": 600}) as stage:
+        before = _lost()
         stage.vendor.set_script([{"on": "media", "times": None, "do": {"status": 503}}])
         task_id = await _delivered(stage)
+        await stage.finish(rounds=5, seconds=10)
+        assert (await stage.row(task_id)).state is task.State.COMPLETED
+        assert (await stage.parts.database.scan(tasks.count_unmirrored), _lost() - before) == (1, 0)
         await stage.finish(rounds=20, seconds=60)
         row = await stage.row(task_id)
         assert (row.state, row.next_at) == (task.State.COMPLETED, None)
+        assert (await stage.parts.database.scan(tasks.count_unmirrored), _lost() - before) == (0, 1)
 
 
 async def test_one_fresh_poll_asks_where_the_files_are_now(tmp_path):

@@ -87,6 +87,18 @@ async def test_usage_counts_each_blob_once(kept: sqlite.SqliteDatabase) -> None:
     await keep(kept, blob(size_bytes=5), "b", 0)
     await keep(kept, blob(OTHER, size_bytes=7, mime="image/jpeg", extension="jpg"), "a", 1)
     assert await kept.scan(media.usage) == (2, 12)
+    assert await kept.write(lambda tx: media.drop_unreferenced(tx, [HELLO], kept_before=2**40)) == [HELLO]
+    assert await kept.scan(media.usage) == (1, 7)
+    await kept.write(lambda tx: tx.run("UPDATE blobs SET size_bytes = size_bytes + 2"))
+    assert await kept.scan(media.usage) == (1, 9)
+
+
+async def test_blobs_are_gone_through_by_digest_some_at_a_time(kept: sqlite.SqliteDatabase) -> None:
+    await keep(kept, blob(OTHER, size_bytes=7, mime="image/jpeg", extension="jpg"), "a", 1)
+    await keep(kept, blob(), "a", 0)
+    assert await kept.scan(lambda tx: media.after(tx, "", limit=1)) == [(HELLO, 5)]
+    assert await kept.scan(lambda tx: media.after(tx, HELLO, limit=9)) == [(OTHER, 7)]
+    assert await kept.scan(lambda tx: media.after(tx, OTHER, limit=9)) == []
 
 
 async def test_every_blob_is_listed_by_digest(kept: sqlite.SqliteDatabase) -> None:

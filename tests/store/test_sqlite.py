@@ -99,8 +99,17 @@ def code(outcome: object) -> str:
 def test_a_new_file_gets_the_schema(tmp_path: pathlib.Path) -> None:
     builders.open_database(tmp_path).close()
     found = builders.shell(tmp_path, "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
-    assert [name for (name,) in found] == ["balances", "blobs", "entries", "holds", "task_media", "tasks", "totals"]
-    assert builders.shell(tmp_path, "PRAGMA user_version") == [(2,)]
+    assert [name for (name,) in found] == [
+        "balances",
+        "blobs",
+        "entries",
+        "holds",
+        "task_media",
+        "tasks",
+        "totals",
+        "usage",
+    ]
+    assert builders.shell(tmp_path, "PRAGMA user_version") == [(4,)]
     assert builders.shell(tmp_path, "PRAGMA application_id") == [(0x57415645,)]
 
 
@@ -591,3 +600,23 @@ async def test_an_event_loop_that_closed_meanwhile_does_not_harm_the_writer(
 def _no_thread_stays() -> Iterator[None]:
     yield
     assert not [each for each in threading.enumerate() if each.name == "sqlite-writer"]
+
+
+async def test_a_scan_that_is_cancelled_ends_its_query(kept: sqlite.SqliteDatabase) -> None:
+    """Else its thread would hold up the process's end for as long as the query takes."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def endless(tx: Tx) -> None:
+        begun.set()
+        try:
+            tx.one("WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT COUNT(*) FROM n")
+        finally:
+            ended.set()
+
+    scanning = asyncio.create_task(kept.scan(endless))
+    assert await asyncio.to_thread(begun.wait, 30)
+    scanning.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await scanning
+    assert await asyncio.to_thread(ended.wait, 30)
+    assert await kept.scan(lambda tx: tx.all("SELECT 1 AS one")) != []

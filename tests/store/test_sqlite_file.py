@@ -78,7 +78,7 @@ DAMAGES: dict[Callable[[pathlib.Path], None], str] = {
     _random_bytes: "cannot be used as the database: file is not a database. Restore it from a backup",
     _page_overwritten: "is damaged: ",
     _cut_short: "cannot be used as the database: database disk image is malformed. Restore it from a backup",
-    _newer: "the database has schema 99, this program knows 2: start the newer program again",
+    _newer: "the database has schema 99, this program knows 4: start the newer program again",
     _of_another_program: "is a database of another program; nothing was changed in it",
     _header_without_its_log: "holds no tables: it is a copy without its write-ahead log wave.db-wal",
     _older_copy: "the ledger ends at entry 0, but",
@@ -233,6 +233,22 @@ async def test_the_database_refuses_that_an_ended_task_changes_its_state(
 # From an older schema
 
 
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        (3, "schema 3, this program reads 4: start the gateway of this release once, which brings it up to date"),
+        (5, "schema 5, this program knows 4: start the newer program again"),
+    ],
+)
+def test_a_command_that_only_reads_refuses_another_schema_than_its_own(
+    tmp_path: pathlib.Path, schema: int, message: str
+) -> None:
+    builders.open_database(tmp_path).close()
+    builders.shell(tmp_path, f"PRAGMA user_version = {schema}")
+    with pytest.raises(errors.StartError, match=message):
+        sqlite.scan_file(tmp_path / "ledger.db", lambda tx: tx.one("SELECT 1"))
+
+
 async def test_a_database_of_the_first_schema_is_brought_up_with_its_rows(tmp_path: pathlib.Path) -> None:
     fresh, old = tmp_path / "fresh", tmp_path / "old"
     for folder in (fresh, old):
@@ -247,10 +263,14 @@ async def test_a_database_of_the_first_schema_is_brought_up_with_its_rows(tmp_pa
         "VALUES ('task-1', 'reserve', 7, 1, 1, 'growth', 'ci', 'm', 'standard', 0, '')"
     )
     builders.shell(old, row)
+    builders.shell(
+        old, "INSERT INTO blobs VALUES ('d', 5, 'image/png', 'png', 1, NULL), ('e', 7, 'image/png', 'png', 1, 2)"
+    )
     for folder in (fresh, old):
         builders.open_database(folder).close()
     assert builders.shell(old, "SELECT task_id, nanos FROM entries") == [("task-1", 7)]
+    assert builders.shell(old, "SELECT blobs, bytes FROM usage") == [(2, 12)]
     assert builders.shell(old, "PRAGMA application_id") == [(0x57415645,)]
     schema = "SELECT type, name, sql FROM sqlite_master ORDER BY type, name"
     assert builders.shell(old, schema) == builders.shell(fresh, schema)
-    assert builders.shell(old, "PRAGMA user_version") == [(2,)]
+    assert builders.shell(old, "PRAGMA user_version") == [(4,)]
