@@ -1,5 +1,5 @@
 # docker build -t wave-gateway .
-# docker run --read-only -p 8080:8080 -v wave-data:/data -v ./policies:/policies:ro \
+# docker run --read-only --stop-timeout 30 -p 8080:8080 -v wave-data:/data -v ./policies:/policies:ro \
 #     -e WAVE_GATEWAY_PUBLIC_URL=http://gateway.example:8080 wave-gateway
 
 FROM python:3.13-slim AS build
@@ -8,8 +8,10 @@ WORKDIR /src
 
 # The venv has no pip of its own: the builder's pip fills it, from hashes only.
 RUN python -m venv --without-pip /opt/venv
-COPY requirements.lock requirements-dev.lock ./
-RUN pip --python /opt/venv/bin/python install --require-hashes --only-binary :all: -r requirements.lock
+COPY requirements.lock requirements-dev.lock requirements-otel.lock ./
+# `--build-arg LOCK=requirements-otel.lock`: with what `--traces` needs.
+ARG LOCK=requirements.lock
+RUN pip --python /opt/venv/bin/python install --require-hashes --only-binary :all: -r "$LOCK"
 
 # The build backend is the lock's own entry, and stays in this stage.
 RUN sed -n '/^setuptools==/,/[^\\]$/p' requirements-dev.lock > build.lock \
@@ -48,9 +50,15 @@ VOLUME ["/data", "/policies"]
 EXPOSE 8080
 STOPSIGNAL SIGTERM
 
-# http.client, because urllib would follow a proxy from the environment.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 CMD ["python", "-c", \
-    "import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', 8080, timeout=3); c.request('GET', '/healthz'); sys.exit(c.getresponse().status != 200)"]
+# Asks where WAVE_GATEWAY_LISTEN says; a wildcard is asked on loopback. http.client, because urllib would follow a proxy
+# from the environment.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 CMD ["python", "-I", "-c", "\
+import http.client, os, sys;\
+host, _, port = os.environ['WAVE_GATEWAY_LISTEN'].rpartition(':');\
+host = {'0.0.0.0': '127.0.0.1', '[::]': '[::1]'}.get(host, host).strip('[]');\
+asked = http.client.HTTPConnection(host, int(port), timeout=3);\
+asked.request('GET', '/healthz');\
+sys.exit(asked.getresponse().status != 200)"]
 
 ENTRYPOINT ["wave-gateway"]
 CMD ["serve"]

@@ -30,11 +30,16 @@ CLIENTS        := .clients
 PYTHON_CLIENTS := openai==3.54.0 requests==2.34.2
 NODE_CLIENTS   := openai@6.49.0
 
+# Grafana's own component library and what photographs it: `make screens`.
+SCREENS       := .screens
+SCREENS_PARTS := @grafana/ui@13.2.2 @grafana/data@13.2.2 @fontsource/inter@5.3.0 react@19.3.1 react-dom@19.3.1 \
+	esbuild@0.28.2 playwright-core@1.65.1 sharp@0.35.5
+
 # The crash proof, at full length: a run that was stopped goes on where it was.
 KILLS  := 200
 ROUNDS := 50
 
-.PHONY: help demo test check mutants clients proofs crash crash-random stateful lock clean
+.PHONY: help demo test check mutants clients proofs dashboards screens rules crash crash-random stateful lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -80,6 +85,20 @@ clients: $(VENV)/.runtime $(CLIENTS)/.made ## run real clients against a gateway
 proofs: $(VENV)/.dev ## prove the contract about money at full length, minutes each (ARGS=disconnects: only that one)
 	@$(PY) -m tests.proofs $(ARGS)
 
+dashboards: $(VENV)/.dev ## write grafana/*.json anew, after a change of what generates them
+	@$(PY) -m grafana.generator
+
+screens: $(VENV)/.dev $(SCREENS)/.made ## draw docs/images anew (needs prometheus, promtool, chromium, Node.js; 20 minutes, once)
+	@$(PY) -m grafana.screens $(SCREENS)
+
+rules: ## check the recording and alerting rules and run their unit tests; needs promtool 2
+	@command -v promtool >/dev/null || { \
+		echo 'make rules: there is no promtool. It comes with Prometheus 2.42 or newer:' >&2; \
+		echo 'apt install prometheus, or https://prometheus.io/download' >&2; \
+		exit 1; }
+	@promtool check rules grafana/prometheus/*.yaml
+	@promtool test rules grafana/prometheus/tests/*.yaml
+
 crash: $(VENV)/.dev ## kill the gateway at every failpoint and compare its books with the bill (KILLS=10000, ARGS=--seed=…)
 	@$(PY) -m tests.crash.run --kills $(KILLS) $(ARGS)
 
@@ -90,10 +109,11 @@ lock: $(VENV)/.made ## recompute the lock files from pyproject.toml (ARGS=--upgr
 	@$(PIP_INSTALL) '$(UV)'
 	@$(LOCK) pyproject.toml --output-file requirements.lock
 	@$(LOCK) pyproject.toml --extra dev --extra otel --constraint requirements.lock --output-file requirements-dev.lock
-	@! grep -n '://' requirements.lock requirements-dev.lock || { echo 'make lock: a URL in a lock file' >&2; exit 1; }
+	@$(LOCK) pyproject.toml --extra otel --constraint requirements.lock --output-file requirements-otel.lock
+	@! grep -n '://' requirements*.lock || { echo 'make lock: a URL in a lock file' >&2; exit 1; }
 
 clean: ## remove the venv, caches and build leftovers
-	rm -rf $(VENV) $(CLIENTS) .crash build dist *.egg-info htmlcov .coverage .coverage.* \
+	rm -rf $(VENV) $(CLIENTS) $(SCREENS) .crash build dist *.egg-info htmlcov .coverage .coverage.* \
 		.pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find gateway tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -127,4 +147,10 @@ $(CLIENTS)/.made: Makefile $(VENV)/.made
 		&& npm install --prefix $(CLIENTS)/node --no-save --no-package-lock --ignore-scripts --no-audit --no-fund --silent \
 			$(NODE_CLIENTS) \
 		|| echo 'make clients: there is no Node.js, or its SDK cannot be installed; it is left out.' >&2
+	@touch $@
+
+$(SCREENS)/.made: Makefile
+	@echo 'Installing what draws the dashboards into $(SCREENS) (once, 500 MB) …'
+	@npm install --prefix $(SCREENS)/node --no-save --no-package-lock --ignore-scripts --no-audit --no-fund --silent \
+		$(SCREENS_PARTS)
 	@touch $@

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from tests.proofs import disconnects, drops, outage, rounding, run, sums
+from tests.proofs import disconnects, drops, outage, prometheus, rounding, run, scrape, sums
 
 PROOFS: Final[Mapping[str, run.Proof]] = {
     "drops": drops.prove,
@@ -20,6 +20,8 @@ PROOFS: Final[Mapping[str, run.Proof]] = {
     "disconnects": disconnects.prove,
     "sums": sums.prove,
     "rounding": rounding.prove,
+    "scrape": scrape.prove,
+    "prometheus": prometheus.prove,
 }
 
 
