@@ -36,7 +36,7 @@ from gateway.edge import account, admin, auth, control, guard, media, protocol, 
 from gateway.edge import tasks as tasks_edge
 from gateway.flow import adopt, auditor, mirror, parts, poll, recover, resubmit, scrape, watch
 from gateway.outbound import download, upstream
-from gateway.rules import budget
+from gateway.rules import budget, policy
 from gateway.settings import Settings
 from gateway.store import blobs_disk, cache, database, sqlite
 from gateway.store import media as media_rows
@@ -136,14 +136,15 @@ async def running(settings: Settings, environ: Mapping[str, str]) -> AsyncIterat
     loops |= {loop.name: loop for loop in _loops(with_parts)}
     blobs.sweep(older_than_s=TEMPORARY_KEPT_S, now=datetime.datetime.now(datetime.UTC))
     await adopt.adopt(kept, in_force, source.policies, now=time.time())
-    _note_policies(source)
+    readable: dict[str, bool] = {}
+    _note_policies(source, readable)
     interrupted = await recover.recover(with_parts)
     if interrupted:
         log.warning("%d submits were under way when the gateway ended; they are repeated under their keys", interrupted)
     background = [asyncio.create_task(workers.run(loop), name=loop.name) for loop in loops.values()]
     background.append(
         asyncio.create_task(
-            workers.repeat("policies", POLICY_INTERVAL_S, functools.partial(_refresh, source, with_parts))
+            workers.repeat("policies", POLICY_INTERVAL_S, functools.partial(_refresh, source, with_parts, readable))
         )
     )
     background.append(
@@ -306,8 +307,8 @@ def _start_policies(source: policy_files.PolicySource) -> None:
         log.error("the policy files are broken; the last good set is in force")
 
 
-async def _refresh(source: policy_files.PolicySource, with_parts: parts.Parts) -> None:
-    """Take up changed policy files, all together or not at all."""
+async def _refresh(source: policy_files.PolicySource, with_parts: parts.Parts, readable: dict[str, bool]) -> None:
+    """Take up changed policy files, all together or not at all; `readable` remembers whose upstream key was."""
     changed = await asyncio.to_thread(source.refresh)
     if isinstance(changed, policy_files.Broken):
         for problem in changed.problems:
@@ -318,14 +319,20 @@ async def _refresh(source: policy_files.PolicySource, with_parts: parts.Parts) -
     if source.policies is not with_parts.in_force.policies:
         await adopt.adopt(with_parts.database, with_parts.in_force, source.policies, now=time.time())
         log.info("new policies are in force: %d teams", len(source.policies.teams))
-    _note_policies(source)
+    _note_policies(source, readable)
 
 
-def _note_policies(source: policy_files.PolicySource) -> None:
+def _note_policies(source: policy_files.PolicySource, readable: dict[str, bool]) -> None:
     metrics.POLICY_RELOAD_OK.set(1 if source.ok else 0)
     metrics.POLICY_LOADED.set(source.loaded_at)
     timezone = budget.timezone_of(source.policies.organisation.timezone)
-    metrics.keep_teams(set(source.policies.teams))
+    now_readable = {
+        team.name: team.mode is policy.Mode.DISABLED or source.secrets.get(team.upstream_key) is not None
+        for team in source.policies.teams.values()
+    }
+    metrics.note_keys(now_readable, readable)
+    readable.clear()
+    readable.update(now_readable)
     metrics.note_expiries(
         {
             (team.name, key.name): budget.local_midnight(key.expires, timezone)

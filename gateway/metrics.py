@@ -120,9 +120,15 @@ KEY_EXPIRY: Final = Gauge(
 BUILD_INFO: Final = Gauge("wave_gateway_build_info", "The version that runs.", ["version"], registry=REGISTRY)
 
 
-def keep_teams(teams: Collection[str]) -> None:
-    """Forget what is said of the upstream keys of teams that are gone: nothing would ever put it right."""
-    _keep(UPSTREAM_KEY_OK, {(team,) for team in teams})
+def note_keys(readable: Mapping[str, bool], before: Mapping[str, bool]) -> None:
+    """Show, by team, whether its upstream key can be read; what the upstream said of one that still can be stays.
+
+    Teams that are gone are forgotten: nothing would ever put right what is said of them.
+    """
+    for team, is_readable in readable.items():
+        if not (is_readable and before.get(team)):
+            UPSTREAM_KEY_OK.labels(team).set(is_readable)
+    _keep(UPSTREAM_KEY_OK, {(team,) for team in readable})
 
 
 def note_expiries(expiries: Mapping[tuple[str, str], float]) -> None:

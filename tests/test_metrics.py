@@ -277,7 +277,16 @@ def test_a_key_that_expires_is_shown_until_it_is_gone_and_the_others_meanwhile()
 def test_the_alarm_about_the_key_of_a_team_that_is_gone_ends() -> None:
     for team in ("stays", "goes"):
         metrics.UPSTREAM_KEY_OK.labels(team).set(0)
-    metrics.keep_teams({"stays", "is-new"})
-    name = "wave_gateway_upstream_key_ok"
-    shown = [metrics.REGISTRY.get_sample_value(name, {"team": team}) for team in ("stays", "goes")]
-    assert shown == [0, None]
+    metrics.note_keys({"stays": True}, {"stays": True, "goes": True})
+    assert [_key_ok(team) for team in ("stays", "goes")] == [0, None]
+
+
+def test_an_upstream_key_that_cannot_be_read_is_an_alarm_without_a_submit_until_it_can_be() -> None:
+    metrics.note_keys({"unset": False, "set": True}, {})
+    assert [_key_ok(team) for team in ("unset", "set")] == [0, 1]
+    metrics.note_keys({"unset": True, "set": False}, {"unset": False, "set": True})
+    assert [_key_ok(team) for team in ("unset", "set")] == [1, 0]
+
+
+def _key_ok(team: str) -> float | None:
+    return metrics.REGISTRY.get_sample_value("wave_gateway_upstream_key_ok", {"team": team})
