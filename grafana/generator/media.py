@@ -60,7 +60,8 @@ def _first() -> list[panels.AnyPanel]:
         panels.number(
             Frame(
                 title="Full in",
-                text="When the disk is full if it fills as in the last six hours. Less than a week: plan the room now.",
+                text="When the disk is full if it fills as in the last six hours; not said in the first hour. Less than a "
+                "week: plan the room now.",
                 width=6,
                 height=4,
                 unit="dtdurations",
@@ -68,7 +69,7 @@ def _first() -> list[panels.AnyPanel]:
                 steps=[(None, "red"), (2 * DAY_S, "orange"), (7 * DAY_S, "green")],
                 nothing="not filling",
             ),
-            f"min({free} / (-deriv({free}[6h]) > 0))",
+            f"min({free} / (-deriv({free}[6h]) > 0) and {free} offset 1h)",
         ),
         panels.number(
             Frame(
@@ -161,7 +162,7 @@ def _kept() -> list[panels.AnyPanel]:
             Frame(
                 title="Growth a day",
                 text="How many bytes more are kept a day, at the slope of the last six hours. Faster than the disk "
-                "allows: see Full in, and shorten the retention of the largest team.",
+                "allows: see Full in, and plan for more room; nothing is deleted by itself.",
                 width=8,
                 unit=BYTES,
                 least=None,
