@@ -97,20 +97,20 @@ def test_tasks_show_finds_by_a_pictures_url_and_says_where_there_is_none(spent):
 def test_report_by_label_has_a_total_that_counts_each_task_once(spent):
     done = spent.cli("report", "--by", "label,action")
     assert done.stdout == (
-        "label           action    tasks  images      cost  free   avoided\n"
-        "--------------  --------  -----  ------  --------  ----  --------\n"
-        "                generate      1       1   $0.0425     0        $0\n"
-        "cost-centre=17  generate      1       1  $0.01328     1  $0.01328\n"
-        "region=eu       generate      1       1  $0.01328     1  $0.01328\n"
-        "--------------  --------  -----  ------  --------  ----  --------\n"
-        "total                         2       2  $0.05578     1  $0.01328\n"
+        "label           action    tasks  images      cost  free   avoided   average\n"
+        "--------------  --------  -----  ------  --------  ----  --------  --------\n"
+        "                generate      1       1   $0.0425     0        $0   $0.0425\n"
+        "cost-centre=17  generate      1       1  $0.01328     1  $0.01328  $0.01328\n"
+        "region=eu       generate      1       1  $0.01328     1  $0.01328  $0.01328\n"
+        "--------------  --------  -----  ------  --------  ----  --------  --------\n"
+        "total                         2       2  $0.05578     1  $0.01328  $0.02789\n"
     )
 
 
 def test_report_takes_every_group_at_once_and_fits_80_columns(spent):
     groups = "team,key,model,tier,action,tag,label,day,week,month"
     done = spent.cli("report", "--by", groups, "--format", "csv")
-    assert done.stdout.splitlines()[0] == f"{groups},tasks,images,cost_usd,free,avoided_usd"
+    assert done.stdout.startswith(f"{groups},tasks,images,cost_usd,free,avoided_usd,average_usd,")
     week = time.strftime("%G-W%V", time.gmtime())
     assert {line.split(",")[8] for line in done.stdout.splitlines()[1:]} == {week}
     assert _fits(spent.cli("report", "--by", "team,key,model,day").stdout)

@@ -60,8 +60,8 @@ def _first() -> list[panels.AnyPanel]:
         panels.number(
             Frame(
                 title="Full in",
-                text="When the disk is full if it fills as in the last six hours; not said in the first hour. Less than a "
-                "week: plan the room now.",
+                text="When the disk is full if it fills as in the last six hours; not said in the first hour. "
+                "Less than a week: plan the room now.",
                 width=6,
                 height=4,
                 unit="dtdurations",

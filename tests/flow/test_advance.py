@@ -74,13 +74,18 @@ async def test_a_post_that_fails_in_a_way_nobody_foresaw_is_in_doubt(tmp_path):
 
 async def test_an_answer_that_cannot_be_recorded_is_recorded_when_the_ledger_is_back(tmp_path):
     async with stages.staged(tmp_path) as stage:
-        stage.vendor.set_script([{"on": "submit", "do": {"delay_s": 0.3}}])
+        stage.vendor.set_script([{"on": "submit", "do": {"delay_s": 1.5}}])
         client = asyncio.create_task(stage.admitted())
-        await asyncio.sleep(0.15)
-        assert stage.posts() == 1
-        await stage.parts.database.write(lambda tx: tx.run("ALTER TABLE tasks RENAME TO away"))
-        await asyncio.sleep(0.6)
-        await stage.parts.database.write(lambda tx: tx.run("ALTER TABLE away RENAME TO tasks"))
+        for _ in range(1000):
+            if stage.posts():
+                break
+            await asyncio.sleep(0.01)
+        failing = "CREATE TRIGGER failing BEFORE UPDATE ON tasks BEGIN INSERT INTO away VALUES (1); END"
+        await stage.parts.database.write(lambda tx: tx.run(failing))
+        await asyncio.sleep(2)
+        kept = await stage.parts.database.read(lambda tx: tx.one("SELECT state FROM tasks"))
+        assert kept is not None and kept["state"] == "reserved"
+        await stage.parts.database.write(lambda tx: tx.run("DROP TRIGGER failing"))
         row = await asyncio.wait_for(client, 10)
         while row.state is task.State.RESERVED:
             await asyncio.sleep(0.1)
