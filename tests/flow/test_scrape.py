@@ -186,13 +186,13 @@ def test_an_amount_is_written_as_its_nanos(nanos: int, written: str) -> None:
 
 def test_each_nano_below_8_388_608_usd_has_a_sample_of_its_own() -> None:
     """Above, where a double is more than a nano wide, it is right to the nano beside it."""
-    for first in (0, 10**9, 10**12, 123_456_789_012_345, 2**23 * 10**9 - 1000):
-        for nanos in range(first, first + 1000):
-            [written] = _cost(_total(nanos))
-            assert round(Fraction(float(written)) * 10**9) == nanos
-    for nanos in range(9_000_000 * 10**9 - 1000, 9_000_000 * 10**9):
-        [written] = _cost(_total(nanos))
-        assert abs(round(Fraction(float(written)) * 10**9) - nanos) <= 1
+    firsts = (0, 10**9, 10**12, 123_456_789_012_345, 2**23 * 10**9 - 1000)
+    below = [nanos for first in firsts for nanos in range(first, first + 1000)]
+    written = _cost(*map(_total, below))
+    assert [round(Fraction(float(each)) * 10**9) for each in written] == below
+    above = range(9_000_000 * 10**9 - 1000, 9_000_000 * 10**9)
+    for nanos, each in zip(above, _cost(*map(_total, above)), strict=True):
+        assert abs(round(Fraction(float(each)) * 10**9) - nanos) <= 1
 
 
 async def test_models_outside_the_catalogue_are_added_up_in_nanos(stage: stages.Stage) -> None:
