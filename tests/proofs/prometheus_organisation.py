@@ -140,10 +140,12 @@ def digest(team: str, key: str = "ci") -> str:
 # What the simulator does for a mark in a prompt; all of it for as long as it runs.
 
 WORD_OF_THE_VENDOR: Final = {"message": "The picture was blocked.", "code": "content_policy_violation"}
+REFUSED: Final = {"on": "submit", "prompt": "[refused]", "do": {"status": 400, "code": "content_policy_violation"}}
+"""Before every fault: what is refused now may not be accepted in a lost answer and refused when it is repeated, for a
+refusal under the idempotency key is the vendor's word that there is no task."""
 SCRIPT: Final[Script] = [
     {"on": "submit", "prompt": "[fails]", "do": {"outcome": "failed", "error": WORD_OF_THE_VENDOR}},
     {"on": "submit", "prompt": "[fails-billed]", "do": {"outcome": "failed", "error": WORD_OF_THE_VENDOR, "cost": 999}},
-    {"on": "submit", "prompt": "[refused]", "do": {"status": 400, "code": "content_policy_violation"}},
     {"on": "submit", "prompt": "[dear]", "do": {"cost": 40_001}},
     {"on": "submit", "prompt": "[partial]", "do": {"deliver": 1}},
     {"on": "submit", "prompt": "[fallback]", "do": {"fallback": True, "work_s": 2}},
@@ -159,13 +161,14 @@ SCRIPT: Final[Script] = [
 
 
 def scripted(*faults: dict[str, Any], gone_at: int) -> Script:
-    """A fault script: these first, then what every mark means, for ever.
+    """A fault script: these, then what every mark means, for ever.
 
     `gone_at`: in unix seconds, when the URLs of `[vanishes]` expire; there is nothing behind them.
     """
     nowhere = {"url": "http://127.0.0.1:9/gone.jpg", "expires_at": gone_at}
     vanishes = {"on": "poll", "prompt": "[vanishes]", "do": {"merge": {"result": {"images": [nowhere]}}}}
-    return [*faults, *({**rule, "times": None} for rule in [vanishes, *SCRIPT])]
+    lasting: Script = [{**rule, "times": None} for rule in [REFUSED, vanishes, *SCRIPT]]
+    return [lasting[0], *faults, *lasting[1:]]
 
 
 # What is sent. A visit is one intention of one client; several copies of it leave at once.
