@@ -109,7 +109,7 @@ async def _serving_internal(
     if listener is None:
         yield
         return
-    app = _guarded(_app(_internal_routes(settings, with_parts)), settings)
+    app = _guarded(_app(internal_routes(settings, with_parts)), settings)
     server = _Server(_uvicorn_config(app, finish_within_s=INTERNAL_FINISH_S))
     log.info("health and metrics are on %s, port %d, too", *listener.getsockname()[:2])
     async with asyncio.TaskGroup() as group:
@@ -154,7 +154,7 @@ async def running(settings: Settings, environ: Mapping[str, str]) -> AsyncIterat
     )
     try:
         async with control.serving(settings.data, with_parts):
-            yield _guarded(_traced(_app(_routes(settings, with_parts)), with_parts), settings), with_parts
+            yield _guarded(_traced(_app(routes(settings, with_parts)), with_parts), settings), with_parts
     finally:
         await _stop(settings, with_parts, background)
         kept.close()
@@ -214,17 +214,18 @@ def _loops(with_parts: parts.Parts) -> list[workers.Loop]:
     ]
 
 
-def _routes(settings: Settings, with_parts: parts.Parts) -> list[BaseRoute]:
+def routes(settings: Settings, with_parts: parts.Parts) -> list[BaseRoute]:
+    """All that --listen serves."""
     keys = auth.Keys(lambda: with_parts.in_force.policies, time.time)
     return [
         *tasks_edge.routes(with_parts, keys, max_wait_s=settings.max_wait_s),
         *account.routes(with_parts, keys),
         Route(media.PATH, media.endpoint(functools.partial(_find_blob, with_parts)), methods=["GET"]),
-        *_internal_routes(settings, with_parts),
+        *internal_routes(settings, with_parts),
     ]
 
 
-def _internal_routes(settings: Settings, with_parts: parts.Parts) -> list[Route]:
+def internal_routes(settings: Settings, with_parts: parts.Parts) -> list[Route]:
     """All that --internal-listen serves; --listen serves it too."""
     return admin.routes(
         scrape=functools.partial(_scrape, with_parts),
@@ -233,8 +234,8 @@ def _internal_routes(settings: Settings, with_parts: parts.Parts) -> list[Route]
     )
 
 
-def _app(routes: Sequence[BaseRoute]) -> Starlette:
-    app = Starlette(routes=routes, exception_handlers=render.exception_handlers())
+def _app(served: Sequence[BaseRoute]) -> Starlette:
+    app = Starlette(routes=served, exception_handlers=render.exception_handlers())
     app.router.redirect_slashes = False
     return app
 

@@ -13,11 +13,9 @@ from pathlib import Path
 
 import click
 import pytest
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
-from gateway import cli, errors, metrics, policy_documents, policy_files, policy_team, policy_yaml, settings
-from gateway.edge import account, admin, auth, media
-from gateway.edge import tasks as tasks_edge
+from gateway import app, cli, errors, metrics, policy_documents, policy_files, policy_team, policy_yaml, settings
 from gateway.rules import policy, task
 from tests import named_tests
 from tests.mutants import mutants
@@ -266,23 +264,10 @@ def test_the_fallback_modes_and_windows_are_those_of_the_program():
 # Routes and headers in the page about HTTP
 
 
-def routes() -> list[BaseRoute]:
-    async def nothing(*_: object) -> None:
-        return None
-
-    keys = auth.Keys(policy.PolicySet, lambda: 0.0)
-    return [
-        *tasks_edge.routes(None, keys, max_wait_s=1),  # type: ignore[arg-type]  # nothing is called
-        *account.routes(None, keys),  # type: ignore[arg-type]
-        Route(media.PATH, media.endpoint(nothing), methods=["GET"]),
-        *admin.routes(scrape=nothing, is_ready=nothing, metrics_token=None),  # type: ignore[arg-type]
-    ]
-
-
 def test_every_route_is_documented_and_none_that_does_not_exist():
     exist = {
         f"{method} {each.path.replace(':path}', '}')}"
-        for each in routes()
+        for each in app.routes(settings.parse({}, {}), None)  # type: ignore[arg-type]  # nothing is called
         if isinstance(each, Route)
         for method in (each.methods or set()) - {"HEAD"}
     }

@@ -378,7 +378,7 @@ async def playing(directory: pathlib.Path) -> AsyncIterator[Month]:
         metrics.POLICY_RELOAD_OK.set(1)
         metrics.POLICY_LOADED.set(clock())
         metrics.note_expiries({("product", "app"): EXPIRES.timestamp()})
-        served = app._guarded(app._app(app._routes(chosen, with_parts)), chosen)  # noqa: SLF001 - only `app` composes it
+        served = app._guarded(app._app(app.routes(chosen, with_parts)), chosen)  # noqa: SLF001 - only `app` composes it
         transport = httpx.ASGITransport(app=served)
         client = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url=chosen.public_url))
         yield Month(with_parts, vendor, clock, client)
