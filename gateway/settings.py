@@ -248,17 +248,19 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 def _url(text: str) -> str:
     right = "write http:// or https:// and a host, and a port if need be, such as https://wave.example.com"
+    # What stands before an @ or behind a ? may be a password or a token.
+    said = "the text that was given (not shown here)" if re.search(r"[@?#]", text) else repr(text)
     if re.fullmatch(r"[!-~]+", text) is None:
-        raise ValueError(f"{text!r} is not a URL; {right}")
+        raise ValueError(f"{said} is not a URL; {right}")
     try:
         parts = urllib.parse.urlsplit(text)
         port = parts.port
     except ValueError:
-        raise ValueError(f"{text!r} is not a URL; {right}") from None
+        raise ValueError(f"{said} is not a URL; {right}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or "\\" in text:
-        raise ValueError(f"{text!r} is not a URL that can be used here; {right}")
+        raise ValueError(f"{said} is not a URL that can be used here; {right}")
     if parts.path.strip("/") or "?" in text or "#" in text:
-        raise ValueError(f"{text!r} has a path, a query or a fragment; {right}")
+        raise ValueError(f"{said} has a path, a query or a fragment; {right}")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{parts.scheme}://{host}" if port is None else f"{parts.scheme}://{host}:{port}"
 

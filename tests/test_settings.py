@@ -177,6 +177,22 @@ def test_anything_else_is_no_url(name, text, fragment):
     assert "write http:// or https:// and a host" in message
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://name:canary@wave.example.com",
+        "https://canary@wave.example.com:99999",
+        "https://wave.example.com/?key=canary",
+        "https://wave.example.com/#canary",
+        "https://wave.example.com/?key=canary two",
+    ],
+)
+def test_a_url_that_is_refused_and_may_hold_a_secret_is_not_shown(text):
+    message = refusal({"upstream": text})
+    assert "the text that was given (not shown here)" in message
+    assert "canary" not in message
+
+
 def test_media_have_a_url_of_their_own_if_it_is_given():
     found = settings.parse(WIDE, {"WAVE_GATEWAY_MEDIA_PUBLIC_URL": "https://media.example.com/"})
     assert found.media_public_url == "https://media.example.com"

@@ -26,6 +26,9 @@ POOL_S: Final = 20.0
 TOTAL_S: Final = 30.0
 MOST_ANSWER_BYTES: Final = 1024 * 1024
 MOST_CONNECTIONS: Final = 256
+KEY_REMOVED: Final = b"[upstream key]"
+LEAST_KEY_REMOVED: Final = 16
+"""Shorter ones are no secrets, and could be found in any text."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +207,12 @@ class Upstream:
                     read += chunk
                     if len(read) > MOST_ANSWER_BYTES:
                         raise _TooLarge
-                return _Answer(status=response.status_code, headers=response.headers, body=bytes(read))
+                return _Answer(status=response.status_code, headers=response.headers, body=_without(bytes(read), key))
+
+
+def _without(body: bytes, key: str) -> bytes:
+    """An answer that does not repeat the key that it was asked with: its text reaches clients and the database."""
+    return body.replace(key.encode(), KEY_REMOVED) if len(key) >= LEAST_KEY_REMOVED else body
 
 
 def _is_down(answer: _Answer) -> bool:
