@@ -228,7 +228,7 @@ def _under(network: str, *, shift: int = 0, flip: int = 0, least: int = 0) -> _E
     return _Embedding(prefix=int(net.network_address), mask=int(net.netmask), shift=shift, flip=flip, least=least)
 
 
-_HOST: Final = re.compile(r"[a-z0-9._-]{1,255}|[0-9a-f:.]{2,45}", re.IGNORECASE)
+_HOST: Final = re.compile(r"(?=.{1,255}$)(?:[a-z0-9_-]+\.)*[a-z0-9_-]+\.?|[0-9a-f:.]*:[0-9a-f:.]*", re.IGNORECASE)
 _ENDS_IN_NUMBER: Final = re.compile(r"(?:^|\.)(?:[0-9]+|0x[0-9a-f]*)\.?$", re.IGNORECASE)
 
 _EMBEDDING: Final = (

@@ -1,4 +1,4 @@
-"""The long proofs of the money, one after another: `python -m tests.proofs [NAME…]`, or `make proofs`.
+"""The long proofs, one after another: `python -m tests.proofs [NAME…]`, or `make proofs`.
 
 One line of result each; ends with exit code 1 at the first that does not hold.
 """
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from tests.proofs import disconnects, drops, outage, prometheus, rounding, run, scrape, sums
+from tests.proofs import disconnects, drops, outage, prometheus, rounding, run, scrape, ssrf, sums
 
 PROOFS: Final[Mapping[str, run.Proof]] = {
     "drops": drops.prove,
@@ -22,6 +22,7 @@ PROOFS: Final[Mapping[str, run.Proof]] = {
     "rounding": rounding.prove,
     "scrape": scrape.prove,
     "prometheus": prometheus.prove,
+    "ssrf": ssrf.prove,  # the last: not every machine lets it make a network
 }
 
 
