@@ -34,6 +34,13 @@ CLIENT_LEFT: Final = 499
 OTHER: Final = "other"
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _LENGTH_DIGITS_MAX: Final = 18
+_ONCE: Final = frozenset(
+    {
+        *(b"host", b"authorization", b"content-type", b"idempotency-key"),
+        *(b"x-wave-cache", b"x-wave-dry-run", b"x-wave-max-cost-usd"),
+    }
+)
+"""Headers with one value: of two, a proxy in front may have looked at the other one."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +78,11 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     bytes_of_largest: int
     content_length: bytes | None
     chunked: bool
+    coding: bytes | None
+    """The transfer coding that is not plainly `chunked`."""
     expects_continue: bool
+    repeated: str | None
+    """The first header that came twice and may not."""
 
     @property
     def announces_body(self) -> bool:
@@ -177,6 +188,8 @@ def read_head(scope: Scope) -> Head:
     largest = 0
     content_length = None
     chunked = expects_continue = False
+    once: set[bytes] = set()
+    coding = repeated = None
     for name, value in scope["headers"]:
         size = len(name) + len(value)
         total += size
@@ -185,40 +198,50 @@ def read_head(scope: Scope) -> Head:
             content_length = value
         elif name == b"transfer-encoding":
             chunked = True
+            coding = coding if value.strip().lower() == b"chunked" else value
         elif name == b"expect":
             expects_continue = True
+        elif name in _ONCE:
+            repeated = repeated or (name.decode("ascii") if name in once else None)
+            once.add(name)
     return Head(
         bytes_total=total,
         bytes_of_largest=largest,
         content_length=content_length,
         chunked=chunked,
+        coding=coding,
         expects_continue=expects_continue,
+        repeated=repeated,
     )
 
 
 def decide_head(head: Head, limits: Limits) -> CallerError | None:
     """The refusal that a head earns before its body is looked at, or None.
 
-    Source: RFC 6585 section 5 (431), RFC 9112 section 6.3 (both framings: refuse and close).
+    Source: RFC 6585 section 5 (431), RFC 9112 section 6.3 (both framings: refuse and close) and 3.2 (two hosts).
     """
     if head.bytes_of_largest > limits.header_max_bytes:
         return CallerError("headers_too_large", f"One header is larger than {limits.header_max_bytes} bytes.")
     if head.bytes_total > limits.headers_max_bytes:
         message = f"Path and headers together are larger than {limits.headers_max_bytes} bytes."
         return CallerError("headers_too_large", message)
+    if head.repeated is not None:
+        return _unclear(f"The header {head.repeated} came twice; send it once.")
+    if head.coding is not None:
+        return _unclear("Of the transfer codings only chunked is taken here.")
     length = head.content_length
     if length is None:
         return None
     if head.chunked:
-        return _unframed("Send either Content-Length or Transfer-Encoding, not both.")
+        return _unclear("Send either Content-Length or Transfer-Encoding, not both.")
     if not length.isdigit():
-        return _unframed("Content-Length must be a number of bytes.")
+        return _unclear("Content-Length must be a number of bytes.")
     if len(length) > _LENGTH_DIGITS_MAX or int(length) > limits.body_max_bytes:
         return _body_too_large(limits)
     return None
 
 
-def _unframed(message: str) -> CallerError:
+def _unclear(message: str) -> CallerError:
     return CallerError("invalid_request", message, headers={"Connection": "close"})
 
 

@@ -194,6 +194,42 @@ async def test_a_body_framed_twice_or_unclearly_is_refused_and_the_connection_cl
     assert seen.headers["connection"] == "close"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(b"host", b"authorization", b"content-type", b"idempotency-key"),
+        *(b"x-wave-cache", b"x-wave-dry-run", b"x-wave-max-cost-usd"),
+    ],
+)
+@pytest.mark.parametrize("values", [(b"a", b"b"), (b"a", b"a"), (b"", b"a"), (b"a", b"b", b"c")])
+async def test_a_header_of_one_value_that_comes_twice_is_refused_and_the_connection_closed(name, values):
+    seen = await ask(never, b"{}", headers=[length(2), *((name, value) for value in values)])
+
+    assert (seen.status, seen.error["code"]) == (400, "invalid_request")
+    assert seen.error["message"] == f"The header {name.decode()} came twice; send it once."
+    assert seen.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("name", [b"accept", b"prefer", b"if-none-match", b"x-forwarded-for", b"via", b"cookie"])
+async def test_a_header_that_is_a_list_may_come_in_pieces(name):
+    assert (await ask(echo, b"{}", headers=[length(2), (name, b"a"), (name, b"b")])).status == 200
+
+
+@pytest.mark.parametrize(
+    "coding", [b"gzip, chunked", b"gzip,chunked", b"chunked, chunked", b"identity", b"deflate", b""]
+)
+async def test_a_transfer_coding_beside_chunked_is_refused_and_the_connection_closed(coding):
+    seen = await ask(never, b"{}", headers=[(b"transfer-encoding", coding)])
+
+    assert (seen.status, seen.error["code"]) == (400, "invalid_request")
+    assert seen.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("coding", [b"chunked", b"Chunked", b" chunked "])
+async def test_chunked_is_taken_in_any_case(coding):
+    assert (await ask(echo, b"{}", headers=[(b"transfer-encoding", coding)])).status == 200
+
+
 @pytest.mark.parametrize("announced", [b"101", b"9" * 5000])
 async def test_a_body_announced_too_large_is_refused_before_the_app(announced):
     seen = await ask(never, DISCONNECT, headers=[(b"content-length", announced), (b"expect", b"100-continue")])
