@@ -104,12 +104,13 @@ def test_a_new_file_gets_the_schema(tmp_path: pathlib.Path) -> None:
         "blobs",
         "entries",
         "holds",
+        "outbox",
         "task_media",
         "tasks",
         "totals",
         "usage",
     ]
-    assert builders.shell(tmp_path, "PRAGMA user_version") == [(4,)]
+    assert builders.shell(tmp_path, "PRAGMA user_version") == [(5,)]
     assert builders.shell(tmp_path, "PRAGMA application_id") == [(0x57415645,)]
 
 
