@@ -45,6 +45,7 @@ NAMES: Final[Mapping[str, str]] = {
     "advance.settled": "in its transaction: delivered and settled, its files not noted",
     "advance.mirror": "in its transaction: completed, what its followers avoided not counted",
     "advance.end": "in its transaction: at its end, its followers not",
+    "outbox.noted": "in its transaction: a webhook is noted, what ends with its task is not",
     "resubmit.begun": "another POST is durably noted, not begun",
     "resubmit.expired": "expired and committed, nobody is told",
     "poll.before": "the vendor not asked yet",

@@ -1,8 +1,8 @@
 """The single door through which a task changes state.
 
-Each function runs inside one transaction, may be run again, and does the transition, the settle or release, and
-the followers' end together. A word that means nothing in the task's state changes nothing (returns None). What
-must happen after the commit (who is told, what is counted) is `announce`.
+Each function runs inside one transaction, may be run again, and does the transition, the settle or release, the
+followers' end and the webhooks that tell of it together. A word that means nothing in the task's state changes nothing
+(returns None). What must happen after the commit (who is told, what is counted) is `announce`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 from typing import Final, assert_never
 
 from gateway import failpoints, metrics
-from gateway.flow import parts
+from gateway.flow import notice, parts
 from gateway.rules import money, pricing, retry, strict_json, task
 from gateway.rules import request as requests
 from gateway.rules.money import Nanos
@@ -61,7 +61,7 @@ def answer(tx: Tx, row: tasks.Task, outcome: task.SubmitOutcome, *, now: float, 
         case task.Refused():
             failure = _error_of(outcome.document)
             said = {"failure": failure, "document": outcome.document, "refusal_status": outcome.status, "cost_nanos": 0}
-            ended = _end(tx, row, task.Event.REFUSED, now=now, **said)
+            ended = _end(tx, row, task.Event.REFUSED, now=now, is_answer=row.is_awaited(), **said)
             if ended is not None:
                 failpoints.reach("advance.refuse")
                 ledger.release(tx, hold_of(row), now=now, why=f"refused {outcome.status}")
@@ -86,7 +86,7 @@ def expire(tx: Tx, row: tasks.Task, *, now: float, why: str, is_answer: bool = F
         }
     )
     freed: dict[str, object] = {"idempotency_key": None} if is_answer else {}
-    ended = _end(tx, row, task.Event.EXPIRED, now=now, failure=failure, cost_nanos=0, **freed)
+    ended = _end(tx, row, task.Event.EXPIRED, now=now, is_answer=is_answer, failure=failure, cost_nanos=0, **freed)
     if ended is not None:
         failpoints.reach("advance.expire")
         ledger.release(tx, hold_of(row), now=now, why=why)
@@ -133,6 +133,7 @@ def abandon(tx: Tx, row: tasks.Task, *, now: float) -> Change | None:
     if kept is None:
         return None
     failpoints.reach("advance.abandon")
+    notice.note_followers(tx, row.id, task.State.FAILED, now=now)
     return Change(row=kept, followers=tuple(tasks.end_followers(tx, row.id, task.State.FAILED, ended_at=now)))
 
 
@@ -141,8 +142,8 @@ def resolve(tx: Tx, row: tasks.Task, *, charged_nanos: Nanos | None, why: str, n
     found = "came to nothing and cost nothing" if charged_nanos is None else "was billed and its result is lost"
     message = f"The upstream never said how this task ended; whoever runs the gateway found that it {found}."
     failure = strict_json.dumps({"message": message, "code": "upstream_unavailable"})
-    said = {"failure": failure, "cost_nanos": charged_nanos or 0, "settled_at": now}
-    ended = _end(tx, row, task.Event.RESOLVED, now=now, **said)
+    cost_nanos = charged_nanos or 0
+    ended = _end(tx, row, task.Event.RESOLVED, now=now, failure=failure, cost_nanos=cost_nanos, settled_at=now)
     if ended is None:
         return None
     if charged_nanos is None:
@@ -326,13 +327,22 @@ def _move(tx: Tx, row: tasks.Task, event: task.Event, **columns: object) -> Chan
     return None if moved is None else Change(row=moved)
 
 
-def _end(tx: Tx, row: tasks.Task, event: task.Event, *, now: float, **columns: object) -> Change | None:
-    """Move to an end: nobody follows the task any more, and its followers end with it."""
+def _end(
+    tx: Tx, row: tasks.Task, event: task.Event, *, now: float, is_answer: bool = False, **columns: object
+) -> Change | None:
+    """Move to an end: nobody follows the task any more, and its followers end with it.
+
+    `is_answer`: the client hears of it as the answer to its submit and never learns the task's id, so no webhook
+    tells of it.
+    """
     moved = _move(tx, row, event, **{"next_at": None, "ended_at": now, "inflight": None} | columns)
     if moved is None:
         return None
     failpoints.reach("advance.end")
+    if not is_answer:
+        notice.note(tx, moved.row, now=now)
     state = follower_end(moved.row.state)
+    notice.note_followers(tx, row.id, state, now=now)
     return Change(row=moved.row, followers=tuple(tasks.end_followers(tx, row.id, state, ended_at=now)))
 
 

@@ -11,12 +11,11 @@ import dataclasses
 import functools
 import hashlib
 import json
-import urllib.parse
 from collections.abc import Mapping
 from typing import Final
 
 from gateway import errors, failpoints, metrics, wire
-from gateway.flow import advance, attempt, mirror, parts, plan, references
+from gateway.flow import advance, attempt, mirror, notice, parts, plan, references
 from gateway.outbound import address
 from gateway.rules import budget, policy, pricing, rate, task
 from gateway.rules import request as requests
@@ -245,8 +244,8 @@ def _check_callback(with_parts: parts.Parts, team: policy.Team, request: request
     if url is None:
         return
     target = address.check_url(url, allowed=with_parts.allow_private)
-    host = urllib.parse.urlsplit(url).hostname or ""
     reason = target.reason if isinstance(target, address.Refused) else None
+    host = target.url.host if isinstance(target, address.Target) else ""
     if reason is None and team.webhook_hosts is not None and not policy.matches(host, team.webhook_hosts):
         reason = f"{host} is not among the team's webhooks.allow_hosts"
     if reason is not None:
@@ -344,6 +343,8 @@ def _admit(
     if free is not None:
         tasks.insert(tx, free)
         failpoints.reach("submit.free")
+        if free.state is task.State.COMPLETED:
+            notice.note(tx, free, now=draft.created_at)
         return free, True
     quoted = planned.price
     if isinstance(quoted, policy.Deny):

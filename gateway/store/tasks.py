@@ -91,6 +91,16 @@ class Medium:
     extension: str | None
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Callback:
+    """Where a task's client wants to hear of its end; `events` is a JSON list."""
+
+    task_id: str
+    team: str
+    url: str
+    events: str
+
+
 COLUMNS: Final = tuple(field.name for field in dataclasses.fields(Task))
 _INSERT: Final = f"INSERT INTO tasks ({', '.join(COLUMNS)}) VALUES ({', '.join(':' + name for name in COLUMNS)})"  # noqa: S608
 _SELECT: Final = f"SELECT {', '.join(COLUMNS)} FROM tasks"  # noqa: S608 - constant text
@@ -168,6 +178,19 @@ def end_followers(tx: Tx, leader_id: str, state: task.State, *, ended_at: float)
         ended_at=ended_at,
     )
     return [(row["id"], row["team"]) for row in waiting]
+
+
+def callbacks_of_followers(tx: Tx, leader_id: str) -> list[Callback]:
+    """The webhooks that the present followers of a task asked for."""
+    rows = tx.all(
+        "SELECT id, team, callback_url, callback_events FROM tasks "
+        "WHERE leader_id = :id AND state = 'following' AND callback_url IS NOT NULL",
+        id=leader_id,
+    )
+    return [
+        Callback(task_id=row["id"], team=row["team"], url=row["callback_url"], events=row["callback_events"])
+        for row in rows
+    ]
 
 
 def due(tx: Tx, states: Collection[task.State], *, now: float, limit: int) -> list[str]:

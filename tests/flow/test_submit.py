@@ -332,7 +332,9 @@ async def test_webhook_fields_are_kept_and_never_forwarded(tmp_path):
         assert b"callback" not in stage.vendor.requests.submits[-1].body
 
 
-@pytest.mark.parametrize("url", ["https://10.0.0.1/x", "http://8.8.8.8/x", "https://2130706433.1/", "ftp://x"])
+@pytest.mark.parametrize(
+    "url", ["https://10.0.0.1/x", "http://8.8.8.8/x", "https://2130706433.1/", "ftp://x", "https://["]
+)
 async def test_a_callback_url_that_cannot_be_delivered_to_is_refused(tmp_path, url):
     async with stages.staged(tmp_path) as stage:
         with pytest.raises(errors.CallerError) as caught:
