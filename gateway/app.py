@@ -34,8 +34,8 @@ from starlette.types import ASGIApp
 from gateway import VERSION, errors, metrics, policy_files, tracing, workers
 from gateway.edge import account, admin, auth, control, guard, media, protocol, render, traced
 from gateway.edge import tasks as tasks_edge
-from gateway.flow import adopt, auditor, mirror, parts, poll, recover, resubmit, scrape, watch
-from gateway.outbound import download, upstream
+from gateway.flow import adopt, auditor, deliver, mirror, parts, poll, recover, resubmit, scrape, watch
+from gateway.outbound import download, guarded, upstream, webhook
 from gateway.rules import budget, policy
 from gateway.settings import Settings
 from gateway.store import blobs_disk, cache, database, sqlite
@@ -172,10 +172,12 @@ def _parts(
         database=kept,
         upstream=upstream.Upstream(settings.upstream, verify=verify(settings)),
         downloader=download.Downloader(allowed=settings.allow_private, ca_bundle=settings.ca_bundle),
+        sender=webhook.Sender(allowed=settings.allow_private, tls=guarded.authorities(settings.ca_bundle)),
         blobs=blobs,
         cache=cache.ResultCache(cache_directory(settings)),
         in_force=in_force,
         upstream_key=source.secrets.get,
+        webhook_secret=source.secrets.get,
         watch=watch.Watch(),
         clock=time.time,
         luck=random.random,
@@ -191,6 +193,7 @@ def _parts(
         tracing=tracing.start() if settings.traces else tracing.OFF,
         wake_mirror=lambda: loops["mirror"].wake.set(),
         wake_poll=lambda: loops["poll"].wake.set(),
+        wake_deliver=lambda: loops["webhooks"].wake.set(),
     )
 
 
@@ -211,6 +214,7 @@ def _loops(with_parts: parts.Parts) -> list[workers.Loop]:
         loop("mirror", 0.2, 64, mirror.due, mirror.step),
         loop("mirror late", 2.0, 8, mirror.due_late, mirror.step),
         loop("resubmit", 0.2, 32, resubmit.due, resubmit.step),
+        loop("webhooks", 1.0, 64, deliver.due, deliver.step),
     ]
 
 
@@ -357,6 +361,7 @@ async def _stop(settings: Settings, with_parts: parts.Parts, background: list[as
         await asyncio.wait(late, timeout=2)
     await with_parts.upstream.aclose()
     await with_parts.downloader.aclose()
+    await with_parts.sender.aclose()
     with_parts.cache.close()
     await with_parts.tracing.aclose(within_s=min(tracing.FLUSH_S, settings.drain_s * (1 - 2 * PHASE_OF_DRAIN)))
 

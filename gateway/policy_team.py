@@ -132,7 +132,7 @@ def shared(table: Table, problems: Problems) -> policy.Team:
     fields = Fields(known, problems, SHARED_KEYS, what="a team file")
     models = fields.within("models", ("allow", "deny", "actions", "rewrite", "unlisted"))
     fallback = fields.within("official_fallback", ("default", "rules"))
-    hosts = _webhook_hosts(fields)
+    secret, hosts = _webhooks(fields)
     _check_retention(fields)
     unlisted = models.within("unlisted", ("usd",))
     return policy.Team(
@@ -155,6 +155,7 @@ def shared(table: Table, problems: Problems) -> policy.Team:
         caps=caps(fields),
         thresholds=tuple(_threshold(node, problems) for node in fields.items("thresholds")),
         cache=_cache(fields),
+        webhook_secret=secret,
         webhook_hosts=hosts,
     )
 
@@ -193,10 +194,9 @@ def _cache(parent: Fields) -> policy.CachePolicy:
     )
 
 
-def _webhook_hosts(parent: Fields) -> tuple[str, ...] | None:
+def _webhooks(parent: Fields) -> tuple[str | None, tuple[str, ...] | None]:
     fields = parent.within("webhooks", ("secret", "allow_hosts"))
-    fields.get("secret", _secret_reference)
-    return fields.list("allow_hosts", _HOST)
+    return fields.get("secret", _secret_reference), fields.list("allow_hosts", _HOST)
 
 
 def _check_retention(parent: Fields) -> None:

@@ -16,8 +16,8 @@ import msgspec
 import uvicorn
 
 from gateway import policy_files, simulator
-from gateway.flow import adopt, audit, mirror, parts, poll, read, resubmit, submit, watch
-from gateway.outbound import download, upstream
+from gateway.flow import adopt, audit, deliver, mirror, parts, poll, read, resubmit, submit, watch
+from gateway.outbound import download, upstream, webhook
 from gateway.rules import policy
 from gateway.store import blobs_disk, cache, sqlite, tasks
 from gateway.store.database import Row
@@ -138,6 +138,12 @@ class Stage:
         for _ in range(rounds):
             await self.run(seconds)
 
+    async def deliver(self, seconds: float = 0.0) -> None:
+        """Move the clock and make each attempt at a webhook that is due then, once."""
+        self.clock.advance(seconds)
+        due = await deliver.due(self.parts, 100)
+        await asyncio.gather(*(deliver.step(self.parts, task_id) for task_id in due))
+
     async def row(self, task_id: str) -> tasks.Task:
         row = await self.parts.database.read(lambda tx: tasks.get(tx, task_id))
         assert row is not None
@@ -226,10 +232,12 @@ async def staged(
             database=database,
             upstream=upstream.Upstream(url, verify=NO_AUTHORITIES),
             downloader=download.Downloader(allowed=networks),
+            sender=webhook.Sender(allowed=networks, tls=NO_AUTHORITIES),
             blobs=blobs_disk.DiskBlobs(directory / "data" / "media"),
             cache=cache.ResultCache(directory / "data" / "cache"),
             in_force=parts.InForce(policies),
             upstream_key=keys.get,
+            webhook_secret=keys.get,
             watch=watch.Watch(),
             clock=clock,
             luck=lambda: 0.5,
@@ -249,5 +257,6 @@ async def staged(
             await asyncio.gather(*pending, return_exceptions=True)
             await with_parts.upstream.aclose()
             await with_parts.downloader.aclose()
+            await with_parts.sender.aclose()
             with_parts.cache.close()
             database.close()

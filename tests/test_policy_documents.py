@@ -190,6 +190,7 @@ webhooks: {{secret: file:hooks/secret, allow_hosts: [hooks.example.com]}}
         cache=policy.CachePolicy(
             requests=policy.Cacheable.OFF, scope=policy.CacheScope.ORG, ttl_s=43_200, grounded=True
         ),
+        webhook_secret="file:hooks/secret",
         webhook_hosts=("hooks.example.com",),
         origins=found.origins,
     )

@@ -19,7 +19,8 @@ from tests import process
 FLASH = "gemini-2.5-flash-image-preview"
 CALLER_SPAN = "b7ad6b7169203331"
 PROMPT = "canary-prompt-73"
-CALLBACK = "https://8.8.8.8/canary-hook-73"
+CALLBACK = "http://127.0.0.1:9/canary-hook-73"
+"""Nobody listens there: no webhook of these tests leaves the machine."""
 REFERENCE = "https://8.8.8.8/in.png?sig=canary-signature-73"
 
 GROWTH = "models: {deny: [gemini-3-*]}\n"

@@ -197,6 +197,8 @@ def announce(with_parts: parts.Parts, change: Change | None) -> None:
         return
     row = change.row
     with_parts.watch.changed(row.id)
+    if change.followers or (row.callback_url is not None and row.state in task.ENDED):
+        with_parts.wake_deliver()
     if row.state in _SETTLED_JUST_NOW and (row.cost_nanos or 0) > row.quote_nanos:
         log.error("task %s: the vendor billed more than the quote; recorded as overage", row.id)
     models = with_parts.in_force.policies.models

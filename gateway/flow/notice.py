@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 
 from gateway import failpoints
-from gateway.rules import task, webhook
+from gateway.rules import delivery, task
 from gateway.store import outbox, tasks
 from gateway.store.database import Tx
 
@@ -28,9 +28,9 @@ def note_followers(tx: Tx, leader_id: str, state: task.State, *, now: float) -> 
 
 def _note(tx: Tx, asked: tasks.Callback, state: task.State, *, now: float) -> None:
     event = task.SHOWN[state]
-    if not webhook.is_wanted(event, json.loads(asked.events)):
+    if not delivery.is_wanted(event, json.loads(asked.events)):
         return
-    receiver = webhook.receiver_of(asked.url)
+    receiver = delivery.receiver_of(asked.url)
     row = outbox.Delivery(
         task_id=asked.task_id, team=asked.team, receiver=receiver, event=event, created_at=now, due_at=now
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from gateway import metrics, tracing
 from gateway.flow import circuit, retry_budget, scrape, watch
-from gateway.outbound import download, upstream
+from gateway.outbound import download, upstream, webhook
 from gateway.rules import policy, rate
 from gateway.store import blobs_disk, cache, database
 
@@ -55,11 +55,14 @@ class Parts:
     database: database.Database
     upstream: upstream.Upstream
     downloader: download.Downloader
+    sender: webhook.Sender
     blobs: blobs_disk.DiskBlobs
     cache: cache.ResultCache
     in_force: InForce
     upstream_key: Callable[[str], str | None]
     """The key behind `env:NAME` or `file:PATH`, None while it cannot be read."""
+    webhook_secret: Callable[[str], str | None]
+    """What a team's webhooks are signed with, by its reference; None while it cannot be read."""
     watch: watch.Watch
     clock: Callable[[], float]
     luck: Callable[[], float]
@@ -76,6 +79,8 @@ class Parts:
     """First POSTs under way, by task id; each runs to its end whether or not its client stays."""
     repeating: set[str] = dataclasses.field(default_factory=set)
     """Ids of the tasks of which a later POST is under way; `flow/resolve` keeps off them."""
+    delivering: dict[str, int] = dataclasses.field(default_factory=dict)
+    """How many attempts at a webhook are under way, by receiver."""
     circuit: circuit.UpstreamCircuit = dataclasses.field(default_factory=circuit.UpstreamCircuit)
     retry_budget: retry_budget.RetryBudget = dataclasses.field(default_factory=retry_budget.RetryBudget)
     is_upstream_idempotent: bool = True
@@ -87,3 +92,4 @@ class Parts:
     scrapes: scrape.Turns = dataclasses.field(default_factory=scrape.Turns)
     wake_mirror: Callable[[], None] = lambda: None
     wake_poll: Callable[[], None] = lambda: None
+    wake_deliver: Callable[[], None] = lambda: None

@@ -96,7 +96,12 @@ def check_url(url: str, *, allowed: Sequence[Network]) -> Target | Refused:
 
 
 def connector(
-    *, allowed: Sequence[Network], private_only: bool, tls: ssl.SSLContext, connections_max: int
+    *,
+    allowed: Sequence[Network],
+    private_only: bool,
+    tls: ssl.SSLContext,
+    connections_max: int,
+    keeps_connections: bool = True,
 ) -> aiohttp.TCPConnector:
     """Return a connector through which nothing but permitted addresses can be reached. Needs a running loop."""
 
@@ -112,6 +117,7 @@ def connector(
         socket_factory=open_socket,
         ssl=tls,
         limit=connections_max,
+        force_close=not keeps_connections,
     )
 
 

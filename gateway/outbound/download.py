@@ -11,20 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import ssl
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import BinaryIO, Final
 
 import aiohttp
 import httpx
-import yarl
-from httpx_aiohttp import AiohttpTransport
 
-from gateway.outbound import address
+from gateway.outbound import address, guarded
 from gateway.rules import media
 
 SIZE_MAX_BYTES: Final = 64 * 1024 * 1024
@@ -34,8 +30,6 @@ SILENCE_MAX_S: Final = 20.0
 CONNECTIONS_MAX: Final = 256
 STEP_BYTES: Final = 256 * 1024
 """How much is gathered before it is hashed and written, in a thread: the loop is never held up by either."""
-
-_AS_WRITTEN: Final = "X-Url-As-Written"
 
 
 class Reason(StrEnum):
@@ -76,7 +70,7 @@ class Failed:
 
 
 class Downloader:
-    """Two HTTP clients behind the address guard: https to the public, and anything to the opened networks."""
+    """Fetches through clients behind the address guard."""
 
     def __init__(
         self,
@@ -87,11 +81,14 @@ class Downloader:
     ) -> None:
         self._allowed = tuple(allowed)
         self._size_max_bytes = size_max_bytes
-        tls = httpx.create_ssl_context(trust_env=False)
-        if ca_bundle is not None:
-            tls.load_verify_locations(ca_bundle)  # beside the public ones: private hosts come in addition
-        self._public = _client(self._allowed, private_only=False, tls=tls)
-        self._private = _client(self._allowed, private_only=True, tls=tls)
+        self._clients = guarded.Clients(
+            allowed=self._allowed,
+            tls=guarded.authorities(ca_bundle),
+            connections_max=CONNECTIONS_MAX,
+            # No limit of its own for the wait for a free connection: the deadline covers it.
+            timeout=httpx.Timeout(SILENCE_MAX_S, connect=CONNECT_MAX_S, pool=None),
+            headers={},
+        )
 
     async def fetch(self, url: str, *, sink: BinaryIO, deadline_s: float = DEADLINE_S) -> Fetched | Failed:
         """Write the file at `url` into `sink`, from where that stands, all within `deadline_s`.
@@ -102,20 +99,19 @@ class Downloader:
         target = address.check_url(url, allowed=self._allowed)
         if isinstance(target, address.Refused):
             return Failed(reason=Reason.ADDRESS, detail=target.reason, permanent=True)
-        client = self._private if target.private_only else self._public
+        client = self._clients.of(target)
         try:
             async with (
                 asyncio.timeout(deadline_s),
-                client.stream("GET", target.url, headers=_sent(target.url)) as answer,
+                client.stream("GET", target.url, headers=guarded.as_written(target.url)) as answer,
             ):
                 return self._judge(answer) or await self._receive(answer, sink)
-        except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError) as error:
+        except guarded.FAILURES as error:
             return _failed_by(error, host=target.url.host)
 
     async def aclose(self) -> None:
         """Close all connections."""
-        await self._public.aclose()
-        await self._private.aclose()
+        await self._clients.aclose()
 
     def _judge(self, answer: httpx.Response) -> Failed | None:
         """Judge by status and headers."""
@@ -207,8 +203,7 @@ def _failed(reason: Reason, detail: str, *, permanent: bool = False) -> Failed:
 
 
 def _failed_by(error: BaseException, *, host: str) -> Failed:
-    """Judge by the causes: the transport reports refused and broken connections as httpx.ConnectTimeout."""
-    causes = tuple(_causes(error))
+    causes = tuple(guarded.causes(error))
     refused = next((cause for cause in causes if isinstance(cause, address.AddressRefused)), None)
     if refused is not None:
         return _failed(Reason.ADDRESS, f"{host}: {refused.reason}")
@@ -216,19 +211,7 @@ def _failed_by(error: BaseException, *, host: str) -> Failed:
         return _failed(Reason.TRUNCATED, f"{host}: the connection ended before the file did")
     if any(isinstance(cause, TimeoutError) for cause in causes):
         return _failed(Reason.TIMEOUT, f"{host} took too long")
-    # aiohttp's and httpx's messages may hold the URL; those of the system and of TLS cannot.
-    system = next((cause for cause in causes if _is_systems(cause)), None)
-    return _failed(Reason.NETWORK, f"{host}: {system or type(causes[-1]).__name__}")
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
-
-
-def _is_systems(error: BaseException) -> bool:
-    return isinstance(error, OSError) and not isinstance(error, aiohttp.ClientError)
+    return _failed(Reason.NETWORK, f"{host}: {guarded.reason_of(error)}")
 
 
 async def _to_its_end(work: Callable[[], None]) -> None:
@@ -239,36 +222,3 @@ async def _to_its_end(work: Callable[[], None]) -> None:
     except asyncio.CancelledError:
         await asyncio.gather(running, return_exceptions=True)
         raise
-
-
-def _sent(url: httpx.URL) -> dict[str, str]:
-    return {_AS_WRITTEN: str(url)}
-
-
-async def _as_written(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """Ask for the URL byte for byte: aiohttp would decode `%2F`, `%3A` and `%28`, and some signatures cover those."""
-    request.url = yarl.URL(request.headers.pop(_AS_WRITTEN), encoded=True)
-    return await send(request)
-
-
-def _client(allowed: Sequence[address.Network], *, private_only: bool, tls: ssl.SSLContext) -> httpx.AsyncClient:
-    def session() -> aiohttp.ClientSession:
-        """Called at the first request, when there is a loop."""
-        return aiohttp.ClientSession(
-            connector=address.connector(
-                allowed=allowed, private_only=private_only, tls=tls, connections_max=CONNECTIONS_MAX
-            ),
-            middlewares=(_as_written,),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,
-        )
-
-    return httpx.AsyncClient(
-        transport=AiohttpTransport(client=session, verify=tls, trust_env=False),
-        trust_env=False,
-        follow_redirects=False,
-        headers={"User-Agent": "wave-gateway", "Accept": "*/*", "Accept-Encoding": "identity"},
-        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
-        # No limit of its own for the wait for a free connection: the deadline covers it.
-        timeout=httpx.Timeout(SILENCE_MAX_S, connect=CONNECT_MAX_S, pool=None),
-    )

@@ -208,6 +208,8 @@ class Team:
     caps: tuple[Cap, ...] = ()
     thresholds: tuple[Threshold, ...] = ()
     cache: CachePolicy = CachePolicy()
+    webhook_secret: str | None = None
+    """Where the secret is that webhooks are signed with, `env:NAME` or `file:PATH`; None: they are not signed."""
     webhook_hosts: tuple[str, ...] | None = None
     origins: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Dotted key, e.g. `models.deny` -> `teams/growth.yaml:14`."""

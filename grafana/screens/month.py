@@ -30,7 +30,7 @@ import httpx
 
 from gateway import VERSION, app, metrics, policy_files, settings, simulator
 from gateway.flow import adopt, auditor, mirror, parts, poll, resubmit, scrape, watch
-from gateway.outbound import download, upstream
+from gateway.outbound import download, upstream, webhook
 from gateway.store import blobs_disk, cache, sqlite
 from tests import process, stage
 
@@ -358,10 +358,12 @@ async def playing(directory: pathlib.Path) -> AsyncIterator[Month]:
             database=database,
             upstream=upstream.Upstream(url, verify=stage.NO_AUTHORITIES),
             downloader=download.Downloader(allowed=(ipaddress.ip_network("127.0.0.0/8"),)),
+            sender=webhook.Sender(tls=stage.NO_AUTHORITIES),
             blobs=blobs_disk.DiskBlobs(chosen.media),
             cache=cache.ResultCache(app.cache_directory(chosen)),
             in_force=parts.InForce(policies),
             upstream_key={"env:KEY": "vendor-key"}.get,
+            webhook_secret=lambda reference: None,
             watch=watch.Watch(),
             clock=clock,
             luck=lambda: 0.5,
@@ -372,6 +374,7 @@ async def playing(directory: pathlib.Path) -> AsyncIterator[Month]:
         )
         stack.callback(with_parts.cache.close)
         stack.push_async_callback(with_parts.downloader.aclose)
+        stack.push_async_callback(with_parts.sender.aclose)
         stack.push_async_callback(with_parts.upstream.aclose)
         await adopt.adopt(database, with_parts.in_force, policies, now=clock())
         metrics.BUILD_INFO.labels(VERSION).set(1)

@@ -19,7 +19,7 @@ from gateway.rules import task
 from gateway.store import blobs_disk, sqlite, tasks
 from gateway.store.database import Tx
 from tests import process
-from tests.crash import clients
+from tests.crash import clients, receiver
 
 _ORGS: Final = (
     'timezone: UTC\nspend: [{name: d, cap: "500.00", per: day}, {name: m, cap: "5000.00", per: month}]\n',
@@ -61,7 +61,7 @@ def write_policies(directory: pathlib.Path, variant: int, key_file: pathlib.Path
 
 
 def count_open(data: pathlib.Path) -> int:
-    """How many tasks are on their way to an end; those that are left to the operator are not."""
+    """How many tasks are on their way to an end, or to their client; those that are left to the operator are not."""
     path = data / app.DATABASE_NAME
     if not path.exists():
         return 0
@@ -72,18 +72,23 @@ def count_open(data: pathlib.Path) -> int:
                 f"SELECT COUNT(*) FROM tasks WHERE state IN ({states}) "  # noqa: S608 - our own enum
                 "AND NOT (state = 'in_doubt' AND next_at IS NULL)"
             ).fetchone()
+            pending = connection.execute("SELECT COUNT(*) FROM outbox WHERE state = 'pending'").fetchone()
         except sqlite3.OperationalError:
             return 1  # its schema is not there yet
-    return int(row[0])
+    return int(row[0]) + int(pending[0])
 
 
-async def compare(data: pathlib.Path, bill: Mapping[str, Any], told: Iterable[clients.Told]) -> Verdict:
+async def compare(
+    data: pathlib.Path, bill: Mapping[str, Any], told: Iterable[clients.Told], hook: receiver.Receiver
+) -> Verdict:
     """Hold a life's ledger against the vendor's bill, after the gateway has ended."""
     database = sqlite.SqliteDatabase(data / app.DATABASE_NAME)
     blobs = blobs_disk.DiskBlobs(data / "media")
     try:
+        untold = await database.read(lambda tx: hook.compare(tx, told))
         await database.write(_decide_as_operator)
-        return await database.read(lambda tx: _compare(tx, blobs, bill["by_task"], list(told)))
+        verdict = await database.read(lambda tx: _compare(tx, blobs, bill["by_task"], list(told)))
+        return dataclasses.replace(verdict, findings=(*verdict.findings, *untold))
     finally:
         database.close()
         await asyncio.sleep(0)

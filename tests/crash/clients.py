@@ -40,11 +40,12 @@ class Told:
 class Clients:
     """Everybody who talks to the gateway of one life; from one start to the next they go on."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, key_file: pathlib.Path) -> None:
-        """`key_file` holds the upstream key of the team that has its key replaced."""
+    def __init__(self, session: aiohttp.ClientSession, url: str, key_file: pathlib.Path, *, hook_url: str) -> None:
+        """`key_file` holds the upstream key of the team that has its key replaced; `hook_url`: where they are told."""
         self._session = session
         self._url = url
         self._key_file = key_file
+        self._hook_url = hook_url
         self._keys_made = 0
         self.journal: list[Told] = []
         self.findings: list[str] = []
@@ -65,7 +66,7 @@ class Clients:
     async def submit(self, part: plans.Part, key: str | None, *, team: str = "growth", **more: object) -> Told | None:
         """Submit; under a key it is sent again until there is an answer. None: no key and no answer."""
         scenario = plans.SCENARIOS[part.scenario]
-        body = {"model": MODEL, "prompt": part.prompt, **scenario.fields, **more}
+        body = {"model": MODEL, "prompt": part.prompt, "callback_url": self._hook_url, **scenario.fields, **more}
         named = {} if key is None else {"Idempotency-Key": key}
         answer = await self._call("POST", "/v1/tasks", team, body, named, is_repeated=key is not None)
         if answer is None:

@@ -71,7 +71,6 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     "cancel_lost": Scenario(
         play="cancelled", shape={"queue_s": 4.0}, faults=(("cancel", 1, {"accept_and_drop": True}),)
     ),
-    "hooked": Scenario(fields={"callback_url": "http://127.0.0.1:9/"}),
     "abandoned": Scenario(play="abandoned", for_ever={"status": 418}),
 }
 
@@ -98,7 +97,6 @@ REACHED_BY: Final[Mapping[str, str]] = {
     "advance.withdraw": "withdrawn",
     "advance.abandon": "abandoned",
     "advance.report": "failed_billed",
-    "outbox.noted": "hooked",
     "resubmit.begun": "dropped",
     "resubmit.expired": "late",
     "mirror.put_off": "broken_file",

@@ -27,7 +27,7 @@ import aiohttp
 
 from gateway import failpoints
 from tests import process
-from tests.crash import books, clients, forks, plans
+from tests.crash import books, clients, forks, plans, receiver
 
 LANES: Final = 6
 """Lives side by side: most of a life is waiting."""
@@ -72,9 +72,13 @@ class Life:
 
     async def play(self, session: aiohttp.ClientSession) -> books.Verdict:
         """Live it, die as planned, and compare the books."""
+        async with receiver.receiving() as hook:
+            return await self._live(session, hook)
+
+    async def _live(self, session: aiohttp.ClientSession, hook: receiver.Receiver) -> books.Verdict:
         self._key_file.write_text("vendor-secret-doubt-0")
         await _vendor(session, self._lane, "reset")
-        everybody = clients.Clients(session, self._lane.url, self._key_file)
+        everybody = clients.Clients(session, self._lane.url, self._key_file, hook_url=hook.url)
         playing: list[asyncio.Task[None]] = []
         await self._script(session, is_last=False)
         for start in self._plan.starts[:-1]:
@@ -95,7 +99,7 @@ class Life:
         code = await self._lane.ended()
         if code != -signal.SIGKILL:
             self.findings.append(f"the last gateway ended by itself with {code}")
-        verdict = await books.compare(self._directory / "data", bill, everybody.journal)
+        verdict = await books.compare(self._directory / "data", bill, everybody.journal, hook)
         return dataclasses.replace(verdict, findings=(*verdict.findings, *self.findings, *everybody.findings))
 
     async def _start(self, start: plans.Start) -> int:

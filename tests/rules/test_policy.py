@@ -494,7 +494,7 @@ def test_the_built_in_defaults_are_those_of_the_interface() -> None:
     assert team.cache == policy.CachePolicy(
         requests=policy.Cacheable.SEEDED, scope=policy.CacheScope.TEAM, ttl_s=2_592_000, grounded=False
     )
-    assert (team.caps, team.thresholds, team.keys, team.webhook_hosts) == ((), (), (), None)
+    assert (team.caps, team.thresholds, team.keys, team.webhook_hosts, team.webhook_secret) == ((), (), (), None, None)
     assert policy.Key(name="ci", sha256=()).can == {"submit", "read", "cancel"}
     assert policy.Key(name="ci", sha256=()).expires is None
 

@@ -1,6 +1,6 @@
 import pytest
 
-from gateway.rules import webhook
+from gateway.rules import delivery
 
 BODY = b'{"test": 2432232314}'
 ID = "msg_p5jXN8AQM9LWM0D4loKWxJek"
@@ -18,11 +18,11 @@ ID = "msg_p5jXN8AQM9LWM0D4loKWxJek"
     ],
 )
 def test_a_client_hears_of_the_ends_that_it_asked_for(events: tuple[str, ...], heard: list[str]) -> None:
-    assert [each for each in ("completed", "failed", "cancelled") if webhook.is_wanted(each, events)] == heard
+    assert [each for each in ("completed", "failed", "cancelled") if delivery.is_wanted(each, events)] == heard
 
 
 def test_the_waits_grow_to_a_day_and_then_the_webhook_is_given_up() -> None:
-    assert [webhook.next_delay(attempts, luck=0.5) for attempts in range(1, 10)] == [
+    assert [delivery.next_delay(attempts, luck=0.5) for attempts in range(1, 10)] == [
         5.0,
         30.0,
         120.0,
@@ -36,12 +36,12 @@ def test_the_waits_grow_to_a_day_and_then_the_webhook_is_given_up() -> None:
 
 
 def test_a_wait_is_a_tenth_shorter_or_longer_by_luck() -> None:
-    assert webhook.next_delay(2, luck=0.0) == pytest.approx(27.0)
-    assert webhook.next_delay(2, luck=1.0) == pytest.approx(33.0)
+    assert delivery.next_delay(2, luck=0.0) == pytest.approx(27.0)
+    assert delivery.next_delay(2, luck=1.0) == pytest.approx(33.0)
 
 
 def test_the_id_of_a_webhook_is_made_of_its_task() -> None:
-    assert webhook.webhook_id("task-wg0000000000000000000000001A") == "msg_wg0000000000000000000000001A"
+    assert delivery.webhook_id("task-wg0000000000000000000000001A") == "msg_wg0000000000000000000000001A"
 
 
 @pytest.mark.parametrize(
@@ -57,22 +57,22 @@ def test_the_id_of_a_webhook_is_made_of_its_task() -> None:
     ],
 )
 def test_a_receiver_is_a_host_and_its_port(url: str, receiver: str) -> None:
-    assert webhook.receiver_of(url) == receiver
+    assert delivery.receiver_of(url) == receiver
 
 
 def test_the_published_example_of_standard_webhooks_is_signed_alike() -> None:
     secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
     signature = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
-    assert webhook.sign(secret, BODY, webhook_id=ID, timestamp=1614265330) == signature
+    assert delivery.sign(secret, BODY, webhook_id=ID, timestamp=1614265330) == signature
 
 
 def test_a_secret_without_the_prefix_is_the_key_as_it_is_written() -> None:
     # By `openssl dgst -sha256 -hmac hush -binary | base64` of "<id>.1614265330.<body>".
     signature = "v1,CyVCjOtga/p1bhnGx2aBxN4pSXneruddhYBmNE/2Cbw="
-    assert webhook.sign("hush", BODY, webhook_id=ID, timestamp=1614265330) == signature
+    assert delivery.sign("hush", BODY, webhook_id=ID, timestamp=1614265330) == signature
 
 
 @pytest.mark.parametrize("secret", ["whsec_not base64", "whsec_", "whsec_abc"])
 def test_a_prefixed_secret_without_a_key_signs_nothing(secret: str) -> None:
     with pytest.raises(ValueError, match="whsec_"):
-        webhook.sign(secret, BODY, webhook_id=ID, timestamp=1614265330)
+        delivery.sign(secret, BODY, webhook_id=ID, timestamp=1614265330)
