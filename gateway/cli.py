@@ -30,6 +30,7 @@ from gateway import (
     cli_kept,
     cli_reconcile,
     cli_report,
+    cli_webhooks,
     demo,
     errors,
     policy_files,
@@ -248,7 +249,7 @@ def policy_group() -> None:
 
 
 for _command in (
-    *(cli_kept.tasks_group, cli_kept.cache_group, cli_kept.media_group),
+    *(cli_kept.tasks_group, cli_kept.cache_group, cli_kept.media_group, cli_webhooks.webhooks_group),
     *(cli_reconcile.reconcile_command, cli_report.report_command),
 ):
     cli.add_command(_command)

@@ -1,30 +1,25 @@
 """The commands about what is kept: tasks, results, pictures.
 
-Reading is done here, beside a running gateway. What changes something is asked of the gateway that runs; without one
-this process takes its place for the moment, with the same lock on the data directory.
+Reading is done here, beside a running gateway. What changes something goes through `cli_writing`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import dataclasses
 import json
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Final, NoReturn, TypeVar
+from collections.abc import Sequence
+from typing import Final
 
 import click
 
-from gateway import app, errors, settings, terminal
+from gateway import app, cli_writing, errors, settings, terminal
 from gateway.edge import control
 from gateway.flow import keep, lookup, resolve
 from gateway.rules import money, task
-from gateway.store import blobs_disk, cache, results, sqlite
-
-T = TypeVar("T")
+from gateway.store import blobs_disk, cache, results
 
 _FORMAT: Final = click.option(
     "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True
@@ -148,13 +143,13 @@ def tasks_resolve(task_id: str, found: str, why: str, **options: object) -> None
     """
     request = control.Resolve(task_id=task_id, charged_nanos=_charged(found), why=_reason(why))
     store = settings.parse(options, os.environ)
-    answer = _asked(store, request, _quiet)
+    answer = cli_writing.asked(store, request, cli_writing.quiet)
     if answer is None:
         decision = control.decision_of(request)
-        done = _alone(store, lambda alone: resolve.resolve(alone.database, decision, now=time.time()))
+        done = cli_writing.alone(store, lambda alone: resolve.resolve(alone.database, decision, now=time.time()))
         answer = control.resolved(done)
     if isinstance(answer, control.Failed):
-        _fail(answer.message)
+        cli_writing.fail(answer.message)
     if isinstance(answer, control.Resolved):
         _print_resolved(answer)
 
@@ -335,7 +330,7 @@ def cache_stats(form: str, **options: object) -> None:
     store = settings.parse(options, os.environ)
     counts = terminal.read_store(app.database_file(store), results.counts)
     disk, size_bytes = cache.on_disk(app.cache_directory(store))
-    answer = control.ask(store.data, control.CacheStats(), progress=_quiet)
+    answer = control.ask(store.data, control.CacheStats(), progress=cli_writing.quiet)
     if isinstance(answer, control.Failed):
         raise errors.StartError(answer.message)
     memory = answer.results if isinstance(answer, control.InMemory) else None
@@ -370,12 +365,14 @@ def cache_purge(team: str | None, model: str | None, fingerprint: str | None, **
     store = settings.parse(options, os.environ)
     with terminal.progress("Purging") as progress:
         request = control.Purge(team=team, model=model, fingerprint=fingerprint)
-        answer = _asked(store, request, progress)
+        answer = cli_writing.asked(store, request, progress)
         if isinstance(answer, control.Purged):
             purged = answer.results
         else:
             which = keep.Which(team=team, model=model, fingerprint=fingerprint)
-            purged = _alone(store, lambda alone: keep.purge(alone.database, alone.results(), which, progress=progress))
+            purged = cli_writing.alone(
+                store, lambda alone: keep.purge(alone.database, alone.results(), which, progress=progress)
+            )
     click.echo(f"{terminal.count(purged, 'result')} purged.")
 
 
@@ -407,11 +404,11 @@ def media_gc(dry_run: bool, **options: object) -> None:
         click.echo(_removed("Would remove", len(found.blobs), len(found.orphans), found.size_bytes))
         return
     with terminal.progress("Collecting") as progress:
-        answer = _asked(store, control.Collect(), progress)
+        answer = cli_writing.asked(store, control.Collect(), progress)
         if isinstance(answer, control.Collected):
             done = keep.Collected(blobs=answer.blobs, orphans=answer.orphans, size_bytes=answer.size_bytes)
         else:
-            done = _alone(
+            done = cli_writing.alone(
                 store, lambda alone: keep.collect(alone.database, alone.blobs, now=time.time(), progress=progress)
             )
     click.echo(_removed("Removed", done.blobs, done.orphans, done.size_bytes))
@@ -419,64 +416,3 @@ def media_gc(dry_run: bool, **options: object) -> None:
 
 def _removed(verb: str, blobs: int, orphans: int, size_bytes: int) -> str:
     return f"{verb} {terminal.count(blobs, 'blob')}, {terminal.count(orphans, 'orphan file')}, {size_bytes:,} bytes."
-
-
-# The running gateway, or its place
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Alone:
-    """What a flow works with while no gateway runs."""
-
-    database: sqlite.SqliteDatabase
-    blobs: blobs_disk.DiskBlobs
-    results: Callable[[], cache.ResultCache]
-
-
-def _asked(
-    store: settings.Settings, request: control.Request, progress: Callable[[int, int], None]
-) -> control.Answer | None:
-    """The running gateway's answer; None if none runs here. Raises StartError for a failure."""
-    _check_ledger(store)
-    answer = control.ask(store.data, request, progress=progress)
-    if isinstance(answer, control.Failed):
-        _fail(answer.message)
-    return answer
-
-
-def _fail(message: str) -> NoReturn:
-    raise errors.StartError(message)
-
-
-def _check_ledger(store: settings.Settings) -> None:
-    """A wrong --data must not create an empty ledger."""
-    terminal.read_store(app.database_file(store), lambda tx: tx.one("SELECT 1 AS one"))
-
-
-def _alone(store: settings.Settings, fn: Callable[[_Alone], Awaitable[T]]) -> T:
-    """Carry a flow out in the gateway's place, under its lock."""
-
-    async def carry_out() -> T:
-        with _opened(store) as alone:
-            return await fn(alone)
-
-    with app.data_lock(store.data):
-        try:
-            return asyncio.run(carry_out())
-        except errors.GatewayError as error:
-            _fail(error.message)
-
-
-@contextlib.contextmanager
-def _opened(store: settings.Settings) -> Iterator[_Alone]:
-    with contextlib.ExitStack() as opened:
-        database = opened.enter_context(contextlib.closing(sqlite.SqliteDatabase(app.database_file(store))))
-
-        def results_cache() -> cache.ResultCache:
-            return opened.enter_context(contextlib.closing(cache.ResultCache(app.cache_directory(store))))
-
-        yield _Alone(database=database, blobs=blobs_disk.DiskBlobs(store.media), results=results_cache)
-
-
-def _quiet(_done: int, _total: int) -> None:
-    pass

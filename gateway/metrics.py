@@ -102,6 +102,12 @@ MIRROR_FAILURES: Final = Counter(
     ["reason"],
     registry=REGISTRY,
 )
+WEBHOOKS: Final = Counter(
+    "wave_gateway_webhooks",
+    "Attempts at a webhook by what came of them; `failed`: another one is planned.",
+    ["outcome"],
+    registry=REGISTRY,
+)
 DISK_FREE: Final = Gauge("wave_gateway_disk_free_bytes", "Free bytes where the data lies.", registry=REGISTRY)
 POLICY_RELOAD_OK: Final = Gauge(
     "wave_gateway_policy_reload_ok",
@@ -181,6 +187,7 @@ class Snapshot:
     at_risk_urls: int
     blobs: int
     blob_bytes: int
+    webhooks_pending: int
     audit: AuditReading | None = None
 
 
@@ -311,6 +318,7 @@ def _state(snapshot: Snapshot) -> list[_Read]:
         ),
         _single("media_bytes", "Bytes of kept results.", snapshot.blob_bytes),
         _single("media_blobs", "Kept results.", snapshot.blobs),
+        _single("webhooks_pending", "Webhooks that are still to be delivered.", snapshot.webhooks_pending),
         _single(
             "audit_differences",
             "Differences that the last audit of the books found; none until one has ended.",

@@ -201,5 +201,13 @@ async def test_a_status_that_the_vendor_makes_up_is_one_of_its_kind(tmp_path: pa
 
 def _nothing() -> metrics.Snapshot:
     return metrics.Snapshot(
-        spend=(), caps=(), open_tasks={}, in_doubt=0, overdue=0, at_risk_urls=0, blobs=0, blob_bytes=0
+        spend=(),
+        caps=(),
+        open_tasks={},
+        in_doubt=0,
+        overdue=0,
+        at_risk_urls=0,
+        blobs=0,
+        blob_bytes=0,
+        webhooks_pending=0,
     )

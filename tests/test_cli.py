@@ -20,7 +20,7 @@ REQUEST = '{"model":"gemini-2.5-flash-image-preview","prompt":"a fox","seed":7}'
 
 
 def test_help_of_every_command_fits_80_columns_and_shows_an_example():
-    groups = [[], ["keys"], ["policy"], ["tasks"], ["cache"], ["media"]]
+    groups = [[], ["keys"], ["policy"], ["tasks"], ["webhooks"], ["cache"], ["media"]]
     for group in groups:
         text = _help_of(*group)
         commands = re.findall(r"^  ([a-z]+) ", text.partition("Commands:")[2], re.MULTILINE)

@@ -171,7 +171,9 @@ def test_every_colour_is_a_name_that_has_a_shade_for_light_and_for_dark(board):
 @pytest.mark.parametrize("panel", ALL)
 def test_every_command_and_error_code_that_a_text_names_exists(panel):
     text = panel["description"]
-    for line in re.findall(r"`(?:wave-gateway )?((?:tasks|media|keys|policy|reconcile|audit|report)\b[^`]*)`", text):
+    for line in re.findall(
+        r"`(?:wave-gateway )?((?:tasks|media|keys|webhooks|policy|reconcile|audit|report)\b[^`]*)`", text
+    ):
         command: click.Command = cli.cli
         for word in line.split():
             assert isinstance(command, click.Group) and word in command.commands, line

@@ -109,7 +109,15 @@ def test_a_code_that_is_said_to_come_later_is_not_used_yet():
 def metric_names() -> set[str]:
     """Names as they stand in an exposition, without the suffixes of histograms."""
     nothing = metrics.Snapshot(
-        spend=(), caps=(), open_tasks={}, in_doubt=0, overdue=0, at_risk_urls=0, blobs=0, blob_bytes=0
+        spend=(),
+        caps=(),
+        open_tasks={},
+        in_doubt=0,
+        overdue=0,
+        at_risk_urls=0,
+        blobs=0,
+        blob_bytes=0,
+        webhooks_pending=0,
     )
     exposition = metrics.render(nothing)[0].decode()
     registered = {family.name for family in metrics.REGISTRY.collect()}

@@ -50,6 +50,8 @@ ANNOUNCED = {
     "mirror_at_risk_urls": "gauge",
     "media_bytes": "gauge",
     "media_blobs": "gauge",
+    "webhooks": "counter",
+    "webhooks_pending": "gauge",
     "disk_free_bytes": "gauge",
     "policy_reload_ok": "gauge",
     "policy_loaded_timestamp_seconds": "gauge",
@@ -96,6 +98,8 @@ LABELS = {
     "mirror_at_risk_urls": set(),
     "media_bytes": set(),
     "media_blobs": set(),
+    "webhooks_total": {"outcome"},
+    "webhooks_pending": set(),
     "disk_free_bytes": set(),
     "policy_reload_ok": set(),
     "policy_loaded_timestamp_seconds": set(),
@@ -190,6 +194,8 @@ def test_what_alerts_wait_for_is_counted_from_zero(gateway: process.Gateway) -> 
     reasons = ("address", "status", "redirect", "encoding", "too_large", "truncated", "not_media", "timeout", "network")
     for reason in (*reasons, "disk", "expired"):
         assert _value(families, "mirror_failures_total", reason=reason) == 0
+    for outcome in ("delivered", "failed", "given_up"):
+        assert _value(families, "webhooks_total", outcome=outcome) == 0
     outcomes = {
         "submit": ("refused", "not_sent", "in_doubt"),
         "poll": (
@@ -257,7 +263,15 @@ def test_any_name_survives_both_forms(name: str) -> None:
         resets_at=1_781_568_000,
     )
     snapshot = metrics.Snapshot(
-        spend=(), caps=(reading,), open_tasks={}, in_doubt=0, overdue=0, at_risk_urls=0, blobs=0, blob_bytes=0
+        spend=(),
+        caps=(reading,),
+        open_tasks={},
+        in_doubt=0,
+        overdue=0,
+        at_risk_urls=0,
+        blobs=0,
+        blob_bytes=0,
+        webhooks_pending=0,
     )
     labels = {"scope": "team", "name": name, "window": "day", "cap": "daily"}
     plain = list(parser.text_string_to_metric_families(metrics.render(snapshot)[0].decode()))

@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from gateway import errors
-from gateway.flow import advance, keep, parts, resolve
+from gateway.flow import advance, keep, parts, resend, resolve
 from gateway.rules.money import Nanos
 
 NAME: Final = "control.sock"
@@ -58,6 +58,13 @@ class Resolve(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     why: str
 
 
+class Resend(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """Send webhooks once more; see `flow/resend.Which`."""
+
+    task_id: str | None
+    team: str | None
+
+
 class Progress(msgspec.Struct, tag=True, frozen=True):
     """So much of so much is done."""
 
@@ -94,14 +101,20 @@ class Resolved(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     followers: int
 
 
+class Resent(msgspec.Struct, tag=True, frozen=True):
+    """How many webhooks are to be sent once more."""
+
+    webhooks: int
+
+
 class Failed(msgspec.Struct, tag=True, frozen=True):
     """It could not be done."""
 
     message: str
 
 
-Request = Purge | Collect | CacheStats | Resolve
-Answer = Purged | Collected | InMemory | Resolved | Failed
+Request = Purge | Collect | CacheStats | Resolve | Resend
+Answer = Purged | Collected | InMemory | Resolved | Resent | Failed
 
 _ENCODER: Final = msgspec.json.Encoder()
 _REQUESTS: Final = msgspec.json.Decoder(Request)
@@ -235,6 +248,12 @@ async def _carry_out(with_parts: parts.Parts, request: Request, progress: Callab
             if isinstance(done, advance.Change):
                 advance.announce(with_parts, done)
             return resolved(done)
+        case Resend():
+            log.info("control: webhooks to be sent once more, task %s, team %s", request.task_id, request.team)
+            wanted = resend.Which(task_id=request.task_id, team=request.team)
+            count = await resend.resend(with_parts.database, wanted, now=with_parts.clock())
+            with_parts.wake_deliver()
+            return Resent(count)
 
 
 def decision_of(request: Resolve) -> resolve.Decision:

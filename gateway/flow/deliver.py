@@ -14,7 +14,7 @@ import urllib.parse
 from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
-from gateway import failpoints
+from gateway import failpoints, metrics
 from gateway.flow import attempt, parts, read
 from gateway.outbound import webhook
 from gateway.rules import delivery, policy
@@ -23,6 +23,15 @@ from gateway.store.database import Tx
 
 AT_ONCE: Final = 4
 """How many attempts go on at one receiver."""
+
+_OUTCOMES: Final[Mapping[outbox.State, str]] = {
+    outbox.State.DELIVERED: "delivered",
+    outbox.State.PENDING: "failed",
+    outbox.State.GIVEN_UP: "given_up",
+}
+"""What came of an attempt, by where it left its webhook."""
+for _outcome in _OUTCOMES.values():  # from 0, so that `increase()` sees the first
+    metrics.WEBHOOKS.labels(_outcome)
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +139,7 @@ def _record(
 
 
 def _tell(row: outbox.Delivery, outcome: webhook.Delivered | webhook.Failed, state: outbox.State) -> None:
+    metrics.WEBHOOKS.labels(_OUTCOMES[state]).inc()
     if isinstance(outcome, webhook.Failed):
         is_last = " and is given up" if state is outbox.State.GIVEN_UP else ""
         attempts, detail = row.attempts + 1, outcome.detail

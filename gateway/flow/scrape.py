@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from gateway import metrics
 from gateway.rules import budget, policy, pricing, task
-from gateway.store import ledger, media, tasks
+from gateway.store import ledger, media, outbox, tasks
 from gateway.store.database import Tx
 
 OVERDUE_AFTER_S = 3600.0
@@ -64,6 +64,7 @@ def snapshot(
         at_risk_urls=tasks.count_unmirrored(tx),
         blobs=blobs,
         blob_bytes=blob_bytes,
+        webhooks_pending=outbox.count_pending(tx),
         audit=audit,
     )
 

@@ -104,6 +104,16 @@ def resend(tx: Tx, task_id: str, *, now: float) -> bool:
     )
 
 
+def resend_given_up(tx: Tx, *, team: str | None = None, now: float) -> int:
+    """Send all that were given up once more, of one team where it is given; returns how many."""
+    return tx.run(
+        "UPDATE outbox SET state = 'pending', attempts = 0, due_at = :now, ended_at = NULL "
+        "WHERE state = 'given_up' AND (:team IS NULL OR team = :team)",
+        team=team,
+        now=now,
+    )
+
+
 def given_up(tx: Tx, *, team: str | None = None, limit: int) -> list[Delivery]:
     """Webhooks that were given up, of one team where it is given, the latest first."""
     rows = tx.all(

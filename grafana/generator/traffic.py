@@ -35,6 +35,7 @@ def dashboard() -> model.Dashboard:
         board.Row(title="Requests and decisions", panels=_requests()),
         board.Row(title="Tasks", panels=_tasks()),
         board.Row(title="Upstream", panels=_upstream()),
+        board.Row(title="Webhooks", panels=_webhooks()),
         board.Row(title="Policies, keys, version", panels=_policies()),
         time_from="now-6h",
     )
@@ -315,6 +316,43 @@ def _upstream() -> list[panels.AnyPanel]:
                 nothing="no polls",
             ),
             (rate("upstream_polls_avoided_total"), "avoided"),
+        ),
+    ]
+
+
+def _webhooks() -> list[panels.AnyPanel]:
+    return [
+        panels.number(
+            Frame(
+                title="Webhooks to deliver",
+                text="Ends of tasks that a client wanted to hear of and has not taken yet. Many for long: a receiver "
+                "is down; the log names it.",
+                width=6,
+                nothing="not scraped",
+            ),
+            gauge("webhooks_pending"),
+        ),
+        panels.graph(
+            Frame(
+                title="Attempts at webhooks",
+                text="A second, by what came of them. A failure is tried again for a day and a half; what "
+                "is given up then stays so: see `wave-gateway webhooks list`.",
+                width=9,
+                unit=A_SECOND,
+                nothing="none sent",
+            ),
+            (queries.rate_of_moved("webhooks_total", by="outcome"), "{{outcome}}"),
+            is_stacked=True,
+        ),
+        panels.graph(
+            Frame(
+                title="Webhooks to deliver, over time",
+                text="It comes back to 0 when the receivers answer again. A line that only rises: one of them is gone "
+                "for good.",
+                width=9,
+                nothing="not scraped",
+            ),
+            (gauge("webhooks_pending"), "to deliver"),
         ),
     ]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from gateway import policy_files
-from gateway.flow import deliver
+from gateway import metrics, policy_files
+from gateway.flow import deliver, scrape
 from gateway.outbound import webhook
 from gateway.store import outbox
 from tests import receiver
@@ -169,6 +169,34 @@ async def test_a_team_whose_file_is_gone_is_told_when_it_is_back(tmp_path):
         await stage.adopt(before)
         await stage.deliver(5)
         assert await kept(stage, task_id) == ("delivered", 2, None)
+
+
+async def test_each_attempt_is_counted_by_its_outcome_and_the_backlog_is_read_from_the_database(tmp_path):
+    def counted() -> list[float]:
+        outcomes = ("delivered", "failed", "given_up")
+        name = "wave_gateway_webhooks_total"
+        return [metrics.REGISTRY.get_sample_value(name, {"outcome": each}) or 0.0 for each in outcomes]
+
+    async def pending(stage: stages.Stage) -> int:
+        policies, now = stage.parts.in_force.policies, stage.clock()
+        snapshot = await stage.parts.database.read(lambda tx: scrape.snapshot(tx, policies, now=now))
+        return snapshot.webhooks_pending
+
+    async with (
+        stages.staged(tmp_path) as stage,
+        receiver.receiving(status(500), status(200)) as flapping,
+        receiver.receiving(status(410)) as gone,
+    ):
+        before = counted()
+        await ended(stage, flapping.url)
+        await ended(stage, gone.url)
+        assert await pending(stage) == 2
+        await stage.deliver()
+        assert [now - was for now, was in zip(counted(), before, strict=True)] == [0, 1, 1]
+        assert await pending(stage) == 1
+        await stage.deliver(5)
+        assert [now - was for now, was in zip(counted(), before, strict=True)] == [1, 1, 1]
+        assert await pending(stage) == 0
 
 
 async def test_one_receiver_that_hangs_delays_no_other(tmp_path):

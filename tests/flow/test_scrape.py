@@ -52,7 +52,7 @@ class _Explained:
 
 
 async def test_a_scrape_looks_at_no_row_of_an_ended_task(stage: stages.Stage) -> None:
-    """`tasks_open` holds open tasks only, and what is not mirrored is searched by its missing digest."""
+    """`tasks_open` and `outbox_due` hold open tasks and webhooks only; what is not mirrored has no digest."""
 
     def read(tx: Tx) -> set[str]:
         explained = _Explained(tx)
@@ -60,6 +60,7 @@ async def test_a_scrape_looks_at_no_row_of_an_ended_task(stage: stages.Stage) ->
         return {re.sub(r" \(.*", "", plan) for plan in explained.plans}
 
     assert await stage.parts.database.scan(read) == {
+        "SCAN outbox USING INDEX outbox_due",
         "SCAN tasks USING COVERING INDEX tasks_open",
         "SCAN tasks USING INDEX tasks_open",
         "SCAN totals",
@@ -147,7 +148,15 @@ async def test_a_scrape_that_fails_is_an_error_for_who_asked_and_the_next_is_mad
 def _cost(*totals: pricing.Total) -> list[str]:
     """The samples of the cost, as they are written."""
     nothing = metrics.Snapshot(
-        spend=totals, caps=(), open_tasks={}, in_doubt=0, overdue=0, at_risk_urls=0, blobs=0, blob_bytes=0
+        spend=totals,
+        caps=(),
+        open_tasks={},
+        in_doubt=0,
+        overdue=0,
+        at_risk_urls=0,
+        blobs=0,
+        blob_bytes=0,
+        webhooks_pending=0,
     )
     lines = metrics.render(nothing)[0].decode().splitlines()
     return [line.rsplit(" ", 1)[1] for line in lines if line.startswith("wave_gateway_cost_usd_total{")]

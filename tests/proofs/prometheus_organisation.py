@@ -303,7 +303,9 @@ def _shape(of: Mixture) -> Visit:
 
 def _marked(of: Mixture) -> Visit:
     mark = of.pick(("fails", "fails", "fails-billed", "refused", "refused", "dear"))
-    return of.visit(of.pick(("growth", "partner", "marketing")), of.pick(GEMINI), mark=mark)
+    # Nobody listens there: attempts at webhooks that fail.
+    hook = "http://127.0.0.1:9/"
+    return of.visit(of.pick(("growth", "partner", "marketing")), of.pick(GEMINI), mark=mark, callback_url=hook)
 
 
 def _partial(of: Mixture) -> Visit:

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import pathlib
 import sqlite3
@@ -106,3 +107,15 @@ async def test_what_is_sent_again_begins_anew_and_a_late_outcome_does_not_end_it
 
 async def test_only_a_webhook_that_exists_is_sent_again(kept: sqlite.SqliteDatabase) -> None:
     assert not await kept.write(lambda tx: outbox.resend(tx, "a", now=NOW))
+
+
+async def test_all_that_were_given_up_are_sent_again_or_those_of_one_team(kept: sqlite.SqliteDatabase) -> None:
+    other = dataclasses.replace(delivery("b"), team="research")
+    await add(kept, delivery("a"), other, delivery("c"), delivery("d", due_at=NOW + 100))
+    for row in (delivery("a"), other):
+        await kept.write(functools.partial(outbox.give_up, row=row, now=NOW, problem="answered 500"))
+    await kept.write(lambda tx: outbox.delivered(tx, delivery("c"), now=NOW))
+    assert await kept.write(lambda tx: outbox.resend_given_up(tx, team="research", now=NOW + 1)) == 1
+    assert await due(kept, NOW + 1) == ["b"]
+    assert await kept.write(lambda tx: outbox.resend_given_up(tx, now=NOW + 2)) == 1
+    assert await due(kept, NOW + 2) == ["b", "a"]
