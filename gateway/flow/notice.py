@@ -28,7 +28,7 @@ def note_followers(tx: Tx, leader_id: str, state: task.State, *, now: float) -> 
 
 def _note(tx: Tx, asked: tasks.Callback, state: task.State, *, now: float) -> None:
     event = task.SHOWN[state]
-    if not delivery.is_wanted(event, json.loads(asked.events)):
+    if not delivery.is_wanted(event, json.loads(asked.events or "[]")):
         return
     receiver = delivery.receiver_of(asked.url)
     row = outbox.Delivery(

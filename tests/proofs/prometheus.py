@@ -40,6 +40,8 @@ EMPTY: Final[Mapping[str, str]] = {
     "alerts.yaml: WaveDiskFullSoon": "needs six hours",
     "alerts.yaml: WaveInternalErrors": "503s of unreadable keys and of teams that do not wait are under 5 %",
     "alerts.yaml: WaveMetricsAbsent": "while the gateway is gone, Prometheus knows its target",
+    "alerts.yaml: WaveWebhooksWaiting": "fewer than a hundred are waiting",
+    "alerts.yaml: WaveWebhooksGivenUp": "no receiver answers 410, and the schedule takes a day and a half",
     "traffic.json: Open tasks A": "every task has ended; the panel says 0 then",
 }
 """Expressions that must have nothing to show here, by file and title, and why."""
