@@ -214,7 +214,7 @@ def _loops(with_parts: parts.Parts) -> list[workers.Loop]:
         loop("mirror", 0.2, 64, mirror.due, mirror.step),
         loop("mirror late", 2.0, 8, mirror.due_late, mirror.step),
         loop("resubmit", 0.2, 32, resubmit.due, resubmit.step),
-        loop("webhooks", 1.0, 64, deliver.due, deliver.step),
+        loop("webhooks", 1.0, 256, deliver.due, deliver.step),
     ]
 
 

@@ -66,6 +66,7 @@ async def step(with_parts: parts.Parts, task_id: str) -> None:
         record = functools.partial(_record, row=letter.row, outcome=outcome, now=now, luck=luck)
         state = await attempt.persist(with_parts, record)
         failpoints.reach("deliver.recorded")
+    with_parts.wake_deliver()  # more may be due for this receiver than had a place
     _tell(letter.row, outcome, state)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import dataclasses
+import functools
 import hashlib
 import hmac
 from typing import Any
 
 import pytest
 
-from gateway import metrics, policy_files
+from gateway import metrics, policy_files, workers
 from gateway.flow import deliver, scrape
 from gateway.outbound import webhook
 from gateway.store import outbox
@@ -275,3 +276,27 @@ async def test_a_deadline_ends_an_attempt_as_a_failure(tmp_path):
         finally:
             await hasty.aclose()
         assert await kept(stage, task_id) == ("pending", 1, "no answer within 0.1 s")
+
+
+async def test_a_queue_for_one_receiver_leaves_at_the_pace_of_its_answers(tmp_path):
+    async with stages.staged(tmp_path) as stage, receiver.receiving(status(200)) as there:
+        for number in range(12):
+            await stage.admitted(prompt=f"fox {number}", callback_url=there.url)
+        await stage.finish(rounds=3)
+        wake = asyncio.Event()
+        waking = dataclasses.replace(stage.parts, wake_deliver=wake.set)
+        loop = workers.Loop(
+            name="webhooks",
+            interval_s=3600,
+            slots=64,
+            due=functools.partial(deliver.due, waking),
+            step=functools.partial(deliver.step, waking),
+            wake=wake,
+        )
+        running = asyncio.create_task(workers.run(loop))
+        async with asyncio.timeout(20):
+            while len(there.requests) < 12:  # noqa: ASYNC110 - the event is set by the first
+                await asyncio.sleep(0.01)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert there.most_at_once <= 4

@@ -1227,4 +1227,40 @@ MUTANTS: Final = (
         new="images = str(charge.images)",
         tests=("tests/flow/test_report.py::test_a_focus_file_adds_up_to_the_report_to_the_nano",),
     ),
+    # Who is told
+    Mutant(
+        name="end-not-noted",
+        what="the end of a paid task is not in the outbox",
+        file="gateway/flow/advance.py",
+        old="        notice.note(tx, moved.row, now=now)\n",
+        new="        pass\n",
+        tests=(
+            "tests/flow/test_notice.py::"
+            "test_a_completed_task_has_its_webhook_in_the_outbox_once_and_an_open_one_has_none",
+        ),
+    ),
+    Mutant(
+        name="followers-not-told",
+        what="those who follow a task that ends are not in the outbox",
+        file="gateway/flow/advance.py",
+        old="    notice.note_followers(tx, row.id, state, now=now)\n",
+        new="",
+        tests=("tests/flow/test_notice.py::test_a_failed_task_is_told_of_and_so_are_its_followers",),
+    ),
+    Mutant(
+        name="webhook-ended-before-its-answer",
+        what="a webhook counts as delivered whatever the receiver answers",
+        file="gateway/flow/deliver.py",
+        old="    if isinstance(outcome, webhook.Delivered):\n",
+        new="    if outcome is not None:\n",
+        tests=("tests/flow/test_deliver.py::test_a_receiver_that_comes_back_gets_its_webhook",),
+    ),
+    Mutant(
+        name="unsigned-webhook",
+        what="a webhook whose secret cannot be read leaves unsigned",
+        file="gateway/flow/deliver.py",
+        old='        raise ValueError(f"the secret {team.webhook_secret} cannot be read")\n',
+        new="        return headers\n",
+        tests=("tests/flow/test_deliver.py::test_a_webhook_that_cannot_be_signed_waits_until_it_can",),
+    ),
 )
