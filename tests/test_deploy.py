@@ -399,3 +399,11 @@ def test_the_images_health_check_asks_the_address_that_the_gateway_was_told(heal
         environ = os.environ | {"WAVE_GATEWAY_LISTEN": f"0.0.0.0:{server.server_port}"}
         done = subprocess.run([sys.executable, *words[1:]], env=environ, timeout=60, check=False)
     assert (words[0], done.returncode) == ("python", code)
+
+
+def test_the_image_is_built_of_what_is_there_and_nothing_else_is_sent_to_the_builder():
+    lines = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, flags=re.MULTILINE)
+    copied = {name for line in lines for name in line.split()}
+    let_through = re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), flags=re.MULTILINE)
+    assert copied == set(let_through)
+    assert [name for name in copied if not (ROOT / name).exists()] == []
