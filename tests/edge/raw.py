@@ -27,7 +27,8 @@ PATIENCE_S = 10.0
 class Gateway:
     """The guard behind the protocol, on a loop of its own in a thread."""
 
-    def __init__(self, loop: str) -> None:
+    def __init__(self, loop: str, *, deadline_s: float = HEADER_DEADLINE_S) -> None:
+        """`deadline_s`: for the head, and for the body."""
         self.refused: list[CallerError] = []
         self.left: list[str] = []
         ids = itertools.count(1)
@@ -37,13 +38,13 @@ class Gateway:
             new_request_id=lambda: f"req-{next(ids)}",
             clock=time.monotonic,
             observe=lambda *labels: None,
-            body_deadline_s=HEADER_DEADLINE_S,
+            body_deadline_s=deadline_s,
             linger_s=BODY_LINGER_S,
         )
         bounded = protocol.bounded_protocol(
             new_request_id=lambda: f"conn-{next(ids)}",
             refused=self.refused.append,
-            header_deadline_s=HEADER_DEADLINE_S,
+            header_deadline_s=deadline_s,
             linger_s=PATIENCE_S,
         )
         config = uvicorn.Config(
