@@ -79,7 +79,7 @@ mutants: $(VENV)/.dev ## seed bugs about money, one at a time, and see a test ca
 stateful: $(VENV)/.dev ## play the gateway against its reference model of money (STEPS=100000 SEED=…)
 	@$(PY) -m tests.stateful.run --steps $(or $(STEPS),100000) $(if $(SEED),--seed $(SEED))
 
-clients: $(VENV)/.runtime $(CLIENTS)/.made ## run real clients against a gateway: the OpenAI SDKs, requests (fetches them, once)
+clients: $(VENV)/.runtime $(CLIENTS)/.made ## run real clients against a gateway: OpenAI SDKs, requests, curl (fetches them, once)
 	@$(PY) -m tests.clients.run $(CLIENTS)
 
 proofs: $(VENV)/.dev ## prove the contract about money at full length, minutes each (ARGS=disconnects: only that one)

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,10 @@ def clients(folder: pathlib.Path) -> list[Client]:
         Client(name="OpenAI Python SDK", command=(python, str(HERE / "openai_python.py"))),
         Client(name="Python requests", command=(python, str(HERE / "requests_python.py"))),
     ]
+    if shutil.which("curl"):
+        found.append(Client(name="curl", command=(python, str(HERE / "curl_shell.py"))))
+    else:
+        sys.stdout.write("skip curl: it is not installed\n")
     if modules.is_dir():
         script = str(HERE / "openai_node.cjs")
         found.append(Client(name="OpenAI Node SDK", command=("node", script), environ={"NODE_PATH": str(modules)}))
