@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sqlite3
 import time
 
@@ -95,6 +96,30 @@ def test_tags_are_kept_on_the_task(running):
         [[tags]] = database.execute("SELECT tags FROM tasks WHERE id = ?", [task_id]).fetchall()
     database.close()
     assert json.loads(tags) == {"project": "blog", "stage": "draft 1"}
+
+
+def test_a_retry_that_says_so_is_the_first_task_and_nonsense_is_a_new_one(running):
+    gateway, vendor = running
+    before = vendor.requests()["counts"].get("submit", 0)
+    count = "x-stainless-retry-count"
+    status, headers, first = gateway.call("POST", "/v1/tasks", {"model": FLASH, "prompt": "retried"}, **{count: "0"})
+    assert (status, headers["Idempotent-Replayed"]) == (200, None)
+    for path, said in (("/v1/tasks", "1"), ("/v1/tasks", "2"), ("/v1/tasks/sync", "1")):
+        status, headers, again = gateway.call("POST", path, {"model": FLASH, "prompt": "retried"}, **{count: said})
+        assert (status, headers["Idempotent-Replayed"], again["task_id"]) == (200, "true", first["task_id"])
+    assert vendor.requests()["counts"]["submit"] == before + 1
+    nonsense = ("0", "-1", "+1", "1.0", "one", "", "0x1", "1 2", "1" + "0" * 30)
+    for said in nonsense:
+        _, headers, again = gateway.call("POST", "/v1/tasks", {"model": FLASH, "prompt": "retried"}, **{count: said})
+        assert headers["Idempotent-Replayed"] is None, said
+    head = f"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {process.KEYS['growth']}\r\n"
+    body = json.dumps({"model": FLASH, "prompt": "retried"})
+    head += f"Connection: close\r\nContent-Length: {len(body)}\r\n{count}: 1\r\n{count}: 1\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", int(gateway.url.rpartition(":")[2])), timeout=30) as client:
+        client.sendall((head + body).encode())
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 200 ") and b"idempotent-replayed" not in answer.lower()
+    assert vendor.requests()["counts"]["submit"] == before + 2 + len(nonsense)
 
 
 def test_a_dry_run_tells_everything_and_changes_nothing(running):

@@ -125,7 +125,7 @@ async def _answer(
     replayed = {"Idempotent-Replayed": "true"} if submitted.is_replay else {}
     if row.state is task.State.REFUSED and row.document is not None:
         return render.json_response(row.document, row.refusal_status or 400, headers=replayed)
-    if row.state is task.State.FAILED and row.is_awaited() and row.upstream_task_id is None and not row.idempotency_key:
+    if row.was_never_taken() and row.is_awaited() and not row.idempotency_key:
         raise errors.UpstreamError(
             "upstream_unavailable",
             "The upstream cannot take the task now and nothing was spent; send it again later.",

@@ -18,6 +18,7 @@ from gateway.rules.money import Nanos
 MOST_TAGS: Final = 8
 
 _IDEMPOTENCY_KEY: Final = re.compile(r"[!-~][ -~]{0,254}", re.ASCII)
+_RETRIES: Final = re.compile(r"[1-9][0-9]{0,5}", re.ASCII)
 _TAG: Final = re.compile(r"([A-Za-z0-9_.-]{1,64})=([!-+\--~][ -+\--~]{0,127})", re.ASCII)
 _WAIT: Final = re.compile(r'wait\s*=\s*"?(\d{1,6})"?(?:\s*;.*)?', re.ASCII | re.IGNORECASE)
 
@@ -27,6 +28,7 @@ def options(request: Request) -> submit.Options:
     return submit.Options(
         request_id=render.request_id_of(request.scope),
         idempotency_key=_idempotency_key(request),
+        is_retry=_is_retry(request),
         max_cost_nanos=_max_cost_nanos(request),
         cache=_cache(request),
         tags=_tags(request),
@@ -87,6 +89,12 @@ def _idempotency_key(request: Request) -> str | None:
     if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
         raise _wrong("Idempotency-Key", "1 to 255 printable ASCII characters")
     return key
+
+
+def _is_retry(request: Request) -> bool:
+    """Whether the OpenAI SDKs' count of retries says so; what is no count says nothing."""
+    said = request.headers.getlist("x-stainless-retry-count")
+    return len(said) == 1 and _RETRIES.fullmatch(said[0]) is not None
 
 
 def _max_cost_nanos(request: Request) -> Nanos | None:

@@ -52,6 +52,9 @@ async def dry_run(with_parts: parts.Parts, caller: submit.Caller, body: bytes, o
     team = submit.team_of(policies, caller)
 
     def read(tx: Tx) -> Explanation:
+        known = submit.replayed(tx, caller, request.body_digest(), options, now=now)
+        if known is not None:
+            return _replayed(known, "x-stainless-retry-count" if options.idempotency_key is None else "Idempotency-Key")
         return explain(
             tx,
             policies,
@@ -101,6 +104,21 @@ def explain(
         )
         return dataclasses.replace(found, rule=reached.origin if found.decision == "allow" else found.rule)
     return _priced(tx, planned, now, free, max_cost_nanos)
+
+
+def _replayed(row: tasks.Task, rule: str) -> Explanation:
+    """A task that is there already costs nothing more and touches no cap, whatever the policies say by now."""
+    return Explanation(
+        decision="allow",
+        code=None,
+        message=None,
+        rule=rule,
+        quote_usd="0",
+        fingerprint=row.fingerprint,
+        cache=row.x_cache.lower(),
+        changed=tuple(row.changes.split(", ")) if row.changes else (),
+        caps=(),
+    )
 
 
 def _priced(tx: Tx, planned: plan.Plan, now: float, free: str, max_cost_nanos: Nanos | None) -> Explanation:

@@ -75,6 +75,8 @@ class Parts:
     submit_deadline_s: float = 120.0
     mirror_patience_s: float = 20.0
     min_free_bytes: int = 0
+    arriving: dict[tuple[str, str, bytes], set[asyncio.Event]] = dataclasses.field(default_factory=dict)
+    """Submits not admitted yet, by (team, key name, body digest): a retry waits for the first."""
     attempts: dict[str, asyncio.Task[None]] = dataclasses.field(default_factory=dict)
     """First POSTs under way, by task id; each runs to its end whether or not its client stays."""
     repeating: set[str] = dataclasses.field(default_factory=set)

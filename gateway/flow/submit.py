@@ -7,11 +7,12 @@ POST runs on its own task, so a client that leaves changes nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from gateway import errors, failpoints, metrics, wire
@@ -28,6 +29,8 @@ MOST_ROUNDS: Final = 8
 ANSWER_WITHIN_S: Final = 40.0
 """A client waits no longer for the first POST; the task goes on without it."""
 LOOK_AGAIN_S: Final = 1.0
+RETRIED_WITHIN_S: Final = 600.0
+"""A request that says it is a retry is one of a task this young: an SDK waits no longer for an answer."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +47,18 @@ class Options:
 
     request_id: str
     idempotency_key: str | None = None
+    is_retry: bool = False
+    """The client says that it sent this request before; counts where there is no idempotency key."""
     max_cost_nanos: Nanos | None = None
     cache: plan.CacheMode = plan.CacheMode.DEFAULT
     tags: Mapping[str, str] = dataclasses.field(default_factory=dict)
     traceparent: str | None = None
     """The parent of what is done upstream, kept with the task."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether a retry that says no more than that it is one may be a retry of this."""
+        return self.idempotency_key is None and not self.is_retry
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,12 +95,14 @@ async def submit(with_parts: parts.Parts, caller: Caller, body: bytes, options: 
     Raises CallerError for a body or callback that cannot be accepted, OurError `team_not_ready` or `unavailable`,
     UpstreamError while the upstream is down and the team will not wait for it.
     """
-    request = await references.resolved(with_parts, wire.parse_submit(body))
-    digest = request.body_digest()
-    replay = await _replay(with_parts, caller, digest, options)
-    if replay is not None:
-        return replay
-    decided = await _decide(with_parts, caller, request, options)
+    parsed = wire.parse_submit(body)
+    digest = parsed.body_digest()
+    if options.is_retry and options.idempotency_key is None:
+        await _first_admitted(with_parts, caller, digest)
+    with _arriving(with_parts, caller, digest) if options.is_first else contextlib.nullcontext():
+        request = await references.resolved(with_parts, parsed)
+        replay = await _replay(with_parts, caller, digest, options)
+        decided = await _decide(with_parts, caller, request, options) if replay is None else (replay, False)
     if isinstance(decided, policy.Deny):
         metrics.POLICY_DECISIONS.labels(caller.team, "deny", decided.code).inc()
         return decided
@@ -111,23 +123,62 @@ async def submit(with_parts: parts.Parts, caller: Caller, body: bytes, options: 
     return settled
 
 
-async def _replay(with_parts: parts.Parts, caller: Caller, digest: bytes, options: Options) -> Submitted | None:
-    key = options.idempotency_key
-    if key is None:
-        return None
-    row = await with_parts.database.read(lambda tx: tasks.get_by_idempotency_key(tx, caller.team, key))
-    if row is None:
-        return None
-    _check_same(row, digest)
-    return await _settled(with_parts, row, is_replay=True)
+async def _first_admitted(with_parts: parts.Parts, caller: Caller, digest: bytes) -> None:
+    """Return when no request that a retry may repeat is on its way into the ledger any more.
+
+    A client that gave up waiting sends its retry while the first is not there yet. Were the retry admitted before it,
+    nobody would look again and both would be bought.
+    """
+    try:
+        async with asyncio.timeout(ANSWER_WITHIN_S):
+            for each in tuple(with_parts.arriving.get((caller.team, caller.key, digest), ())):
+                await each.wait()
+    except TimeoutError:
+        raise errors.OurError(
+            "unavailable", "The request that this one retries is still being admitted; send it again."
+        ) from None
 
 
-def _check_same(row: tasks.Task, digest: bytes) -> None:
-    if row.body_digest != digest:
-        raise errors.CallerError(
-            "idempotency_key_reused",
-            "This Idempotency-Key was used with another body; use a new key for a new request.",
-        )
+@contextlib.contextmanager
+def _arriving(with_parts: parts.Parts, caller: Caller, digest: bytes) -> Iterator[None]:
+    """Let a retry know of this request until it is in the ledger, or will not be."""
+    identity = (caller.team, caller.key, digest)
+    same = with_parts.arriving.setdefault(identity, set())
+    is_admitted = asyncio.Event()
+    same.add(is_admitted)
+    try:
+        yield
+    finally:
+        is_admitted.set()
+        same.discard(is_admitted)
+        if not same:
+            with_parts.arriving.pop(identity, None)
+
+
+async def _replay(with_parts: parts.Parts, caller: Caller, digest: bytes, options: Options) -> tasks.Task | None:
+    if options.idempotency_key is None and not options.is_retry:
+        return None
+    now = with_parts.clock()
+    return await with_parts.database.read(lambda tx: replayed(tx, caller, digest, options, now=now))
+
+
+def replayed(tx: Tx, caller: Caller, digest: bytes, options: Options, *, now: float) -> tasks.Task | None:
+    """The task that this request stands for already: by its idempotency key, else as a retry of the same body.
+
+    Raises CallerError `idempotency_key_reused`.
+    """
+    if options.idempotency_key is not None:
+        row = tasks.get_by_idempotency_key(tx, caller.team, options.idempotency_key)
+        if row is not None and row.body_digest != digest:
+            raise errors.CallerError(
+                "idempotency_key_reused",
+                "This Idempotency-Key was used with another body; use a new key for a new request.",
+            )
+        return row
+    if not options.is_retry:
+        return None
+    row = tasks.get_newest_of_body(tx, caller.team, caller.key, digest, since=now - RETRIED_WITHIN_S, now=now)
+    return None if row is None or row.was_never_taken() else row
 
 
 async def _settled(with_parts: parts.Parts, row: tasks.Task, *, is_replay: bool) -> Submitted:
@@ -334,11 +385,10 @@ def _admit(
     """The reserving transaction: replay, hit or follow if it can, else reserve and insert."""
     if with_parts.in_force.is_changing or with_parts.in_force.policies is not planned.policies:
         raise _Stale
-    if draft.idempotency_key is not None:
-        known = tasks.get_by_idempotency_key(tx, draft.team, draft.idempotency_key)
-        if known is not None:
-            _check_same(known, draft.body_digest)
-            return known, False
+    caller = Caller(team=draft.team, key=draft.key_name)
+    known = replayed(tx, caller, draft.body_digest, options, now=draft.created_at)
+    if known is not None:
+        return known, False
     free = _free_result(tx, with_parts, planned, draft, cached, options)
     if free is not None:
         tasks.insert(tx, free)

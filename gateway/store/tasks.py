@@ -75,6 +75,11 @@ class Task:
         """Whether the POST under way is the submit itself, whose answer the client waits for: not one sent later."""
         return self.attempts == 1 and self.first_attempt_at == self.created_at
 
+    def was_never_taken(self) -> bool:
+        """Whether it ended because the upstream would not have it in time: nothing was spent, it may be sent again."""
+        is_told = self.document is not None or self.settled_at is not None
+        return self.state is task.State.FAILED and self.leader_id is None and not is_told
+
     def is_free(self) -> bool:
         """Whether another task was paid for this one's result."""
         return self.leader_id is not None
@@ -103,6 +108,8 @@ class Callback:
 
 COLUMNS: Final = tuple(field.name for field in dataclasses.fields(Task))
 _INSERT: Final = f"INSERT INTO tasks ({', '.join(COLUMNS)}) VALUES ({', '.join(':' + name for name in COLUMNS)})"  # noqa: S608
+BODY_PERIOD_S: Final = 600
+"""Of the index by which a task is found by its body."""
 _SELECT: Final = f"SELECT {', '.join(COLUMNS)} FROM tasks"  # noqa: S608 - constant text
 _HOLDING: Final = ", ".join(f"'{state}'" for state in task.HOLDING)
 
@@ -120,6 +127,26 @@ def get(tx: Tx, task_id: str) -> Task | None:
 def get_by_idempotency_key(tx: Tx, team: str, idempotency_key: str) -> Task | None:
     """The task that a team's idempotency key stands for."""
     return _task(tx.one(f"{_SELECT} WHERE team = :team AND idempotency_key = :key", team=team, key=idempotency_key))
+
+
+def get_newest_of_body(
+    tx: Tx, team: str, key_name: str, body_digest: bytes, *, since: float, now: float
+) -> Task | None:
+    """The newest task that a virtual key made of a body without an idempotency key, from `since` to `now`."""
+    for period in range(int(now // BODY_PERIOD_S), int(since // BODY_PERIOD_S) - 1, -1):
+        found = tx.one(
+            f"{_SELECT} WHERE CAST(created_at / 600 AS INTEGER) = :period "
+            "AND team = :team AND key_name = :key AND body_digest = :digest AND idempotency_key IS NULL "
+            "AND created_at >= :since ORDER BY created_at DESC LIMIT 1",
+            period=period,
+            team=team,
+            key=key_name,
+            digest=body_digest,
+            since=since,
+        )
+        if found is not None:
+            return _task(found)
+    return None
 
 
 def get_by_upstream_task_id(tx: Tx, upstream_task_id: str) -> Task | None:

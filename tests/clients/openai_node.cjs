@@ -29,12 +29,15 @@ async function main() {
   );
   const poor = new OpenAI({ baseURL, apiKey: process.env.WAVE_POOR_KEY });
   const capped = await refusal(RateLimitError, () => poor.post("/tasks", { body }));
+  const lossy = new OpenAI({ baseURL: process.env.WAVE_LOSSY_URL, apiKey: process.env.WAVE_KEY });
+  const retried = await lossy.post("/tasks", { body: { ...body, prompt: "lost" } });
   const said = {
     version: VERSION,
     task_id: task.task_id,
     status: task.status,
     pictures: task.result.images.flatMap((image) => image.url),
     impossible: { status: impossible.status, code: impossible.code, param: impossible.param },
+    retried: retried.task_id,
     cap: { status: capped.status, code: capped.code },
   };
   console.log(JSON.stringify(said));

@@ -13,7 +13,7 @@ openai: Any = importlib.import_module("openai")  # installed where this runs, no
 
 
 def main() -> None:
-    """Submit, poll to the end, and meet two refusals."""
+    """Submit, poll to the end, meet two refusals, and lose an answer."""
     client = openai.OpenAI(base_url=os.environ["WAVE_BASE_URL"], api_key=os.environ["WAVE_KEY"])
     body = {"model": "gemini-2.5-flash-image-preview", "prompt": "一只狐狸", "n": 2}
     task = client.post("/tasks", body=body, cast_to=object)
@@ -36,6 +36,8 @@ def main() -> None:
         poor.post("/tasks", body=body, cast_to=object)
     except openai.RateLimitError as error:
         said["cap"] = {"status": error.status_code, "code": error.code}
+    lossy = openai.OpenAI(base_url=os.environ["WAVE_LOSSY_URL"], api_key=os.environ["WAVE_KEY"])
+    said["retried"] = lossy.post("/tasks", body=body | {"prompt": "lost"}, cast_to=object)["task_id"]
     sys.stdout.write(json.dumps(said) + "\n")
 
 

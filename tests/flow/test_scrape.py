@@ -13,8 +13,9 @@ import pytest
 from gateway import metrics
 from gateway.flow import parts, scrape
 from gateway.rules import pricing
-from gateway.store.database import Row, Tx
+from gateway.store.database import Tx
 from tests import stage as stages
+from tests.store import builders
 
 CAPS = 'spend: [{name: daily, cap: "5", per: day, warn_at: 0.8}]\n'
 PLAIN = (False, False)
@@ -29,33 +30,11 @@ async def stage(tmp_path: pathlib.Path) -> AsyncIterator[stages.Stage]:
         yield made
 
 
-class _Explained:
-    """A transaction that notes how each query of it is carried out."""
-
-    def __init__(self, tx: Tx) -> None:
-        self.tx = tx
-        self.plans: list[str] = []
-
-    def run(self, sql: str, /, **parameters: object) -> int:
-        raise AssertionError("a scrape writes nothing")
-
-    def one(self, sql: str, /, **parameters: object) -> Row | None:
-        self._note(sql, parameters)
-        return self.tx.one(sql, **parameters)
-
-    def all(self, sql: str, /, **parameters: object) -> list[Row]:
-        self._note(sql, parameters)
-        return self.tx.all(sql, **parameters)
-
-    def _note(self, sql: str, parameters: dict[str, object]) -> None:
-        self.plans += [row["detail"] for row in self.tx.all(f"EXPLAIN QUERY PLAN {sql}", **parameters)]
-
-
 async def test_a_scrape_looks_at_no_row_of_an_ended_task(stage: stages.Stage) -> None:
     """`tasks_open` and `outbox_due` hold open tasks and webhooks only; what is not mirrored has no digest."""
 
     def read(tx: Tx) -> set[str]:
-        explained = _Explained(tx)
+        explained = builders.Explained(tx)
         scrape.snapshot(explained, stage.parts.in_force.policies, now=stage.clock())
         return {re.sub(r" \(.*", "", plan) for plan in explained.plans}
 

@@ -874,10 +874,11 @@ MUTANTS: Final = (
         name="idempotency-after-the-cap",
         what="a replay that races its first is held against the cap",
         file="gateway/flow/submit.py",
-        old="    if draft.idempotency_key is not None:\n",
+        old="    if known is not None:\n        return known, False\n",
         new="""\
     is_full = any(ledger._is_full(tx, advance.hold_of(draft), each) for each in planned.allowances)
-    if draft.idempotency_key is not None and not is_full:
+    if known is not None and not is_full:
+        return known, False
 """,
         tests=(
             "tests/test_invariants.py::"
@@ -888,10 +889,47 @@ MUTANTS: Final = (
         name="key-not-looked-for-again",
         what="the reserving transaction does not look for a task of the key that came meanwhile",
         file="gateway/flow/submit.py",
-        old="known = tasks.get_by_idempotency_key(tx, draft.team, draft.idempotency_key)",
+        old="known = replayed(tx, caller, draft.body_digest, options, now=draft.created_at)",
         new="known = None",
         tests=(
             "tests/flow/test_submit.py::test_concurrent_replays_of_one_key_make_one_task_and_wait_for_its_first_answer",
+            "tests/flow/test_retries.py::"
+            "test_a_retry_of_what_never_arrived_is_a_task_and_its_own_retries_are_that_task",
+        ),
+    ),
+    Mutant(
+        name="retry-not-heard",
+        what="an SDK's retry after a lost answer is bought again",
+        file="gateway/edge/wishes.py",
+        old="is_retry=_is_retry(request)",
+        new="is_retry=False",
+        tests=("tests/test_task_routes.py::test_a_retry_that_says_so_is_the_first_task_and_nonsense_is_a_new_one",),
+    ),
+    Mutant(
+        name="retry-overtakes-the-first",
+        what="a retry that arrives before the first is in the ledger is bought beside it",
+        file="gateway/flow/submit.py",
+        old="await _first_admitted(with_parts, caller, digest)",
+        new="pass",
+        tests=("tests/flow/test_retries.py::test_a_retry_that_overtakes_the_first_waits_until_that_is_in_the_ledger",),
+    ),
+    Mutant(
+        name="retry-across-keys",
+        what="a retry is answered with a task that another virtual key of the team made",
+        file="gateway/store/tasks.py",
+        old="AND team = :team AND key_name = :key AND body_digest",
+        new="AND team = :team AND body_digest",
+        tests=("tests/flow/test_retries.py::test_another_virtual_key_is_no_retry",),
+    ),
+    Mutant(
+        name="outage-replayed-to-a-retry",
+        what="a task that the upstream would not have in time is all that an SDK's retries ever get",
+        file="gateway/store/tasks.py",
+        old="return self.state is task.State.FAILED and self.leader_id is None and not is_told",
+        new="return False",
+        tests=(
+            "tests/flow/test_retries.py::test_what_was_refused_for_an_outage_is_tried_again",
+            "tests/flow/test_retries.py::test_what_waited_past_its_deadline_is_tried_again",
         ),
     ),
     Mutant(

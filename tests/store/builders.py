@@ -178,3 +178,25 @@ async def insert(kept: database.Database, *new: tasks.Task) -> None:
             tasks.insert(tx, each)
 
     await kept.write(fn)
+
+
+class Explained:
+    """A transaction that notes how each query of it is carried out."""
+
+    def __init__(self, tx: database.Tx) -> None:
+        self.tx = tx
+        self.plans: list[str] = []
+
+    def run(self, sql: str, /, **parameters: object) -> int:
+        raise AssertionError("only queries are explained")
+
+    def one(self, sql: str, /, **parameters: object) -> database.Row | None:
+        self._note(sql, parameters)
+        return self.tx.one(sql, **parameters)
+
+    def all(self, sql: str, /, **parameters: object) -> list[database.Row]:
+        self._note(sql, parameters)
+        return self.tx.all(sql, **parameters)
+
+    def _note(self, sql: str, parameters: dict[str, object]) -> None:
+        self.plans += [row["detail"] for row in self.tx.all(f"EXPLAIN QUERY PLAN {sql}", **parameters)]

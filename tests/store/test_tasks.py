@@ -554,3 +554,45 @@ async def test_unmirrored_results_of_completed_tasks_are_counted_while_they_are_
     await add_media(kept, "given up", files=1)
     await add_media(kept, "going on", files=1)
     assert await kept.scan(tasks.count_unmirrored) == 2
+
+
+# By its body
+
+
+async def newest(kept: sqlite.SqliteDatabase, *, team: str = "growth", key: str = "ci", since: float) -> str | None:
+    body = b"\x01" * 32
+    found = await kept.read(lambda tx: tasks.get_newest_of_body(tx, team, key, body, since=since, now=since + 600))
+    return None if found is None else found.id
+
+
+async def test_the_newest_task_of_a_body_is_found_across_periods_for_its_own_key_only(
+    kept: sqlite.SqliteDatabase,
+) -> None:
+    assert NOW % 600 == 0
+    await insert(
+        kept,
+        task_row("old", created_at=NOW - 1.0),
+        task_row("new", created_at=NOW + 1.0),
+        task_row("newer of another key", created_at=NOW + 2.0, key_name="laptop"),
+        task_row("of the period before", created_at=NOW - 1.0, key_name="phone"),
+        task_row("newer of another team", created_at=NOW + 2.0, team="research"),
+        task_row("newer with another body", created_at=NOW + 2.0, body_digest=b"\x02" * 32),
+        task_row("newer with an idempotency key", created_at=NOW + 2.0, idempotency_key="k1"),
+    )
+    assert await newest(kept, since=NOW + 1) == "new"
+    assert await newest(kept, since=NOW + 1.5) is None
+    assert await newest(kept, since=NOW - 601) == "old"
+    assert await newest(kept, key="phone", since=NOW - 1) == "of the period before"
+    assert await newest(kept, key="phone", since=NOW - 0.5) is None
+    assert await newest(kept, key="laptop", since=NOW - 1) == "newer of another key"
+    assert await newest(kept, team="research", since=NOW - 1) == "newer of another team"
+
+
+async def test_a_task_is_found_by_its_body_in_an_index_that_holds_their_order(kept: sqlite.SqliteDatabase) -> None:
+    def read(tx: Tx) -> set[str]:
+        explained = builders.Explained(tx)
+        tasks.get_newest_of_body(explained, "growth", "ci", b"", since=0.0, now=600.0)
+        return set(explained.plans)
+
+    columns = "<expr>=? AND team=? AND key_name=? AND body_digest=? AND created_at>?"
+    assert await kept.scan(read) == {f"SEARCH tasks USING INDEX tasks_of_body ({columns})"}
