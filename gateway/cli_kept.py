@@ -221,7 +221,13 @@ def _print_json(value: object) -> None:
 
 
 def _print_record(found: lookup.Record, now: float) -> None:
-    for label, value in [*_what(found), *_money(found), *_names(found), *_steps(found, now)]:
+    for label, value in [
+        *_what(found),
+        *_money(found),
+        *_names(found),
+        *_webhook(found, now),
+        *_steps(found, now),
+    ]:
         if value:
             click.echo(terminal.named(label, terminal.printable(value)))
     if found.ledger:
@@ -269,8 +275,22 @@ def _names(found: lookup.Record) -> list[tuple[str, str | None]]:
         ("upstream id", found.upstream_task_id),
         ("upstream idem", found.upstream_idempotency_key),
         ("upstream key", found.upstream_key),
-        ("webhook to", found.callback_host),
     ]
+
+
+def _webhook(found: lookup.Record, now: float) -> list[tuple[str, str | None]]:
+    if found.callback_host is None:
+        return []
+    sent = found.webhook
+    if sent is None:
+        is_open = found.ended_at is None
+        return [("webhook to", f"{found.callback_host}: " + ("when it ends" if is_open else "none about this end"))]
+    tries = f"{sent.attempts} attempt{'' if sent.attempts == 1 else 's'}"
+    if sent.state == "pending":
+        came = f"{tries}, next {_when(sent.due_at or now, now)}"
+    else:
+        came = f"{sent.state.replace('_', ' ')} after {tries}, {_when(sent.ended_at or now, now)}"
+    return [("webhook to", f"{found.callback_host}: {sent.event}, {came}"), ("webhook said", sent.problem)]
 
 
 def _steps(found: lookup.Record, now: float) -> list[tuple[str, str | None]]:

@@ -74,9 +74,11 @@ class Receiver:
 
 
 @contextlib.asynccontextmanager
-async def receiving(*answers: bytes | Answer, tls: ssl.SSLContext | None = None) -> AsyncIterator[Receiver]:
+async def receiving(
+    *answers: bytes | Answer, tls: ssl.SSLContext | None = None, as_a: type[Receiver] = Receiver
+) -> AsyncIterator[Receiver]:
     """A receiver on a free port of this event loop."""
-    receiver = Receiver(*answers)
+    receiver = as_a(*answers)
     server = await asyncio.start_server(receiver.serve, "127.0.0.1", 0, ssl=tls)
     port = server.sockets[0].getsockname()[1]
     receiver.url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"

@@ -80,6 +80,9 @@ def test_what_is_given_up_is_listed_and_sent_again_through_the_gateway_and_witho
         assert re.fullmatch(rf"  127\.0\.0\.1:{port}, 1 try, \d+s ago: answered 410", listed[1]), listed[1]
         assert listed[-1] == "  wave-gateway webhooks resend ID|--all"
         assert _run(gateway, "webhooks", "list", "--team", "research") == "No webhook is given up.\n"
+        shown = _run(gateway, "tasks", "show", task_id)
+        assert "127.0.0.1: completed, given up after 1 attempt, " in shown
+        assert re.search(r"^webhook said +answered 410$", shown, re.MULTILINE)
         [row] = json.loads(_run(gateway, "webhooks", "list", "--format", "json"))
         webhook_id = task_id.replace("task-", "msg_")
         assert (row["webhook_id"], row["task_id"], row["state"], row["attempts"]) == (

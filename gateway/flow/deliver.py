@@ -131,7 +131,8 @@ def _record(
     if isinstance(outcome, webhook.Delivered):
         outbox.delivered(tx, row, now=now)
         return outbox.State.DELIVERED
-    delay_s = None if outcome.is_gone else delivery.next_delay(row.attempts + 1, luck=luck)
+    wished_s = delivery.wished_wait(outcome.retry_after, now=now)
+    delay_s = None if outcome.is_gone else delivery.next_delay(row.attempts + 1, luck=luck, wished_s=wished_s)
     if delay_s is None:
         outbox.give_up(tx, row, now=now, problem=outcome.detail)
         return outbox.State.GIVEN_UP

@@ -11,8 +11,8 @@ import urllib.parse
 from typing import Final
 
 from gateway import errors, wire
-from gateway.rules import money, task
-from gateway.store import ledger, tasks
+from gateway.rules import delivery, money, task
+from gateway.store import ledger, outbox, tasks
 from gateway.store.database import Tx
 
 MOST_MATCHES: Final = 50
@@ -83,6 +83,22 @@ class File:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Webhook:
+    """What became of the webhook that tells of a task's end."""
+
+    id: str
+    """Its `webhook-id`."""
+    event: str
+    state: str
+    """pending, delivered or given_up."""
+    attempts: int
+    due_at: float | None
+    ended_at: float | None
+    problem: str | None
+    """Why the last attempt failed."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """Everything that is known of one task. Times in unix seconds, amounts in decimal US dollars."""
 
@@ -115,6 +131,8 @@ class Record:
     upstream_key: str
     """Where the key lies, never the key."""
     callback_host: str | None
+    webhook: Webhook | None
+    """None: its client asked for none, or for none about this end, or the task is open."""
     attempts: int
     troubles: int
     created_at: float
@@ -211,6 +229,7 @@ def _record(tx: Tx, row: tasks.Task) -> Record:
         upstream_idempotency_key=row.upstream_idempotency_key,
         upstream_key=row.upstream_key_ref,
         callback_host=None if row.callback_url is None else _host(row.callback_url),
+        webhook=_webhook(outbox.get(tx, row.id)),
         attempts=row.attempts,
         troubles=row.troubles,
         created_at=row.created_at,
@@ -246,6 +265,20 @@ def _error(row: tasks.Task) -> str | None:
         if said is not None:
             return ": ".join(part for part in said if part)
     return None
+
+
+def _webhook(row: outbox.Delivery | None) -> Webhook | None:
+    if row is None:
+        return None
+    return Webhook(
+        id=delivery.webhook_id(row.task_id),
+        event=row.event,
+        state=row.state.value,
+        attempts=row.attempts,
+        due_at=row.due_at,
+        ended_at=row.ended_at,
+        problem=row.problem,
+    )
 
 
 def _movement(entry: ledger.Entry) -> Movement:

@@ -38,6 +38,8 @@ class Failed:
     detail: str
     """For the log and the outbox: never the URL's path or query."""
     is_gone: bool = False
+    retry_after: str | None = None
+    """What a receiver that is overloaded (429, 503) wishes, as it wrote it."""
 
 
 class Sender:
@@ -73,7 +75,7 @@ class Sender:
                     "POST", target.url, content=body, headers={**headers, **guarded.as_written(target.url)}
                 ) as answer,
             ):
-                outcome = _judge(answer.status_code)
+                outcome = _judge(answer.status_code, answer.headers.get("retry-after"))
                 await _read_some(answer)
         except guarded.FAILURES as error:
             outcome = outcome or self._failed_by(error)
@@ -93,12 +95,13 @@ class Sender:
         return Failed(detail=guarded.reason_of(error))
 
 
-def _judge(status: int) -> Delivered | Failed:
+def _judge(status: int, retry_after: str | None) -> Delivered | Failed:
     if 200 <= status < 300:
         return Delivered(status=status)
     if 300 <= status < 400:
         return Failed(detail=f"answered {status}: redirects are not followed")
-    return Failed(detail=f"answered {status}", is_gone=status == 410)
+    wish = retry_after if status in (429, 503) else None
+    return Failed(detail=f"answered {status}", is_gone=status == 410, retry_after=wish)
 
 
 async def _read_some(answer: httpx.Response) -> None:

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import datetime
+import email.utils
 import hashlib
 import hmac
+import re
 import urllib.parse
 from collections.abc import Collection, Mapping
 from typing import Final
@@ -27,11 +30,28 @@ def is_wanted(status: str, events: Collection[str]) -> bool:
     return not events or status in {SPELLINGS.get(each, each) for each in events}
 
 
-def next_delay(attempts: int, *, luck: float) -> float | None:
-    """Seconds until the next attempt after `attempts` (≥ 1) that failed; None: it is given up."""
+def next_delay(attempts: int, *, luck: float, wished_s: float | None = None) -> float | None:
+    """Seconds until the next attempt after `attempts` (≥ 1) that failed; None: it is given up.
+
+    `wished_s` is the receiver's wish: heard where it is longer, as far as to the wait that comes after this one.
+    """
     if attempts >= len(SCHEDULE_S):
         return None
-    return SCHEDULE_S[attempts] * (1 - JITTER + 2 * JITTER * luck)
+    delay_s = SCHEDULE_S[attempts] * (1 - JITTER + 2 * JITTER * luck)
+    longest_s = SCHEDULE_S[min(attempts + 1, len(SCHEDULE_S) - 1)]
+    return max(delay_s, min(wished_s or 0.0, longest_s))
+
+
+def wished_wait(retry_after: str | None, *, now: float) -> float | None:
+    """Seconds that a Retry-After asks for: a number of them, or a date (RFC 9110 §10.2.3). None: it makes no sense."""
+    text = (retry_after or "").strip()
+    if re.fullmatch(r"[0-9]{1,9}", text):
+        return float(text)
+    try:
+        at = email.utils.parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return max(0.0, (at if at.tzinfo else at.replace(tzinfo=datetime.UTC)).timestamp() - now)
 
 
 def webhook_id(task_id: str) -> str:

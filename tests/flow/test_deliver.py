@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import dataclasses
+import datetime
 import functools
 import hashlib
 import hmac
+import itertools
+import time
 from typing import Any
 
 import pytest
+import standardwebhooks
 
 from gateway import metrics, policy_files, workers
 from gateway.flow import deliver, scrape
@@ -100,6 +104,47 @@ async def test_a_receiver_that_comes_back_gets_its_webhook(tmp_path):
         assert await kept(stage, task_id) == ("pending", 2, "answered 302: redirects are not followed")
         await stage.deliver(30)
         assert await kept(stage, task_id) == ("delivered", 3, None)
+
+
+async def test_a_receiver_that_fails_five_times_then_works_gets_each_attempt_on_schedule_and_verifies_it(tmp_path):
+    key = "whsec_" + base64.b64encode(b"a key of 24 bytes or so.").decode()
+    answers = (status(500), status(404), status(302, "Location: /"), b"garbage\r\n\r\n", status(503), status(204))
+    async with stages.staged(tmp_path, growth=SIGNED) as stage, receiver.receiving(*answers) as there:
+        stage.keys["env:HOOK"] = key
+        stage.clock.now = began_at = float(int(time.time()))  # the library refuses what is older than five minutes
+        task_id = await ended(stage, there.url)
+        ended_at = stage.clock()
+        with_luck = itertools.cycle((0.0, 1.0))  # a wait that is a tenth shorter, then one that is a tenth longer
+        stage.parts = dataclasses.replace(stage.parts, luck=lambda: next(with_luck))
+        await stage.deliver()
+        for made, wait_s in enumerate((4.5, 33.0, 108.0, 660.0, 3240.0), start=1):
+            await stage.deliver(wait_s - 0.25)
+            assert len(there.requests) == made
+            await stage.deliver(0.25)
+            assert len(there.requests) == made + 1
+        reference = standardwebhooks.Webhook(key)
+        for after_s, sent in zip((0.0, 4.5, 37.5, 145.5, 805.5, 4045.5), there.requests, strict=True):
+            at = datetime.datetime.fromtimestamp(int(ended_at + after_s), datetime.UTC)
+            assert sent.headers["webhook-timestamp"] == str(int(at.timestamp()))
+            signature = reference.sign(msg_id=sent.headers["webhook-id"], timestamp=at, data=sent.body.decode())
+            assert sent.headers["webhook-signature"] == signature
+            if after_s < 200:
+                assert reference.verify(sent.body, dict(sent.headers))["task_id"] == task_id
+        assert stage.clock() == began_at + 15 + 4045.5
+        assert {sent.headers["webhook-id"] for sent in there.requests} == {task_id.replace("task-", "msg_")}
+        assert await kept(stage, task_id) == ("delivered", 6, None)
+
+
+async def test_an_overloaded_receiver_is_given_the_time_that_it_asks_for_within_the_schedule(tmp_path):
+    answers = (status(429, "Retry-After: 20"), status(503, "Retry-After: 1"), status(503, "Retry-After: 9999999"))
+    async with stages.staged(tmp_path) as stage, receiver.receiving(*answers) as there:
+        await ended(stage, there.url)
+        await stage.deliver()
+        for made, wait_s in enumerate((20, 30, 600, 3600), start=1):
+            await stage.deliver(wait_s - 1)
+            assert len(there.requests) == made
+            await stage.deliver(1)
+            assert len(there.requests) == made + 1
 
 
 async def test_a_receiver_that_is_gone_is_given_up_at_once(tmp_path):

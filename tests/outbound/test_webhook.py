@@ -61,6 +61,13 @@ async def test_any_other_status_is_a_failure_and_only_410_is_for_good(sender, st
         assert await sender.send(there.url, BODY, HEADERS) == Failed(detail=f"answered {status}", is_gone=is_gone)
 
 
+@pytest.mark.parametrize(("status", "heard"), [(429, "7"), (503, "7"), (500, None), (302, None)])
+async def test_a_wish_to_wait_is_heard_beside_an_overload(sender, status, heard) -> None:
+    async with receiver.receiving(receiver.status(status, "Retry-After: 7")) as there:
+        outcome = await sender.send(there.url, BODY, HEADERS)
+    assert isinstance(outcome, Failed) and outcome.retry_after == heard
+
+
 @pytest.mark.parametrize(
     "url",
     [

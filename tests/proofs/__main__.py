@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from tests.proofs import disconnects, drops, outage, prometheus, rounding, run, scrape, ssrf, sums
+from tests.proofs import disconnects, drops, outage, prometheus, rounding, run, scrape, ssrf, sums, webhooks
 
 PROOFS: Final[Mapping[str, run.Proof]] = {
     "drops": drops.prove,
@@ -22,6 +22,7 @@ PROOFS: Final[Mapping[str, run.Proof]] = {
     "rounding": rounding.prove,
     "scrape": scrape.prove,
     "prometheus": prometheus.prove,
+    "webhooks": webhooks.prove,
     "ssrf": ssrf.prove,  # the last: not every machine lets it make a network
 }
 
