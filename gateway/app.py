@@ -170,9 +170,13 @@ def _parts(
 ) -> parts.Parts:
     return parts.Parts(
         database=kept,
-        upstream=upstream.Upstream(settings.upstream, verify=verify(settings)),
-        downloader=download.Downloader(allowed=settings.allow_private, ca_bundle=settings.ca_bundle),
-        sender=webhook.Sender(allowed=settings.allow_private, tls=guarded.authorities(settings.ca_bundle)),
+        upstream=reach_upstream(settings),
+        downloader=download.Downloader(
+            allowed=settings.allow_private, ca_bundle=settings.ca_bundle, proxy=settings.egress_proxy
+        ),
+        sender=webhook.Sender(
+            allowed=settings.allow_private, tls=guarded.authorities(settings.ca_bundle), proxy=settings.egress_proxy
+        ),
         blobs=blobs,
         cache=cache.ResultCache(cache_directory(settings)),
         in_force=in_force,
@@ -419,6 +423,13 @@ def _check_data(settings: Settings, ledger_file: pathlib.Path) -> None:
             f"{ledger_file} is missing or empty beside kept media in {settings.media}. An empty ledger would forget "
             "what every team has spent: restore the database, or move the media away to begin anew."
         )
+
+
+def reach_upstream(settings: Settings) -> upstream.Upstream:
+    """The vendor, as the settings say that it is reached."""
+    return upstream.Upstream(
+        settings.upstream, verify=verify(settings), proxy=settings.egress_proxy, allowed=settings.allow_private
+    )
 
 
 def verify(settings: Settings) -> ssl.SSLContext:

@@ -15,7 +15,6 @@ import click
 
 from gateway import app, errors, policy_files, settings, terminal
 from gateway.flow import reconcile
-from gateway.outbound import upstream
 from gateway.rules import money, units
 from gateway.rules import reconcile as rules
 from gateway.store.database import Tx
@@ -52,7 +51,7 @@ _WORDS: Final[Mapping[rules.Reason, str]] = {
     help="What the account used outside of the gateway.",
 )
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
-@terminal.setting_options((*terminal.STORE, "upstream", "ca-bundle"))
+@terminal.setting_options((*terminal.STORE, "upstream", "allow-private", "egress-proxy", "ca-bundle"))
 def reconcile_command(since: str, limit: int, openings: tuple[str, ...], form: str, **options: object) -> None:
     """Compare the ledger with the vendor's wallet and tasks.
 
@@ -99,7 +98,7 @@ async def _reconcile(
         most=limit,
     )
     secrets = policy_files.Secrets(os.environ, store.policies, now=time.time)
-    vendor = upstream.Upstream(store.upstream, verify=app.verify(store))
+    vendor = app.reach_upstream(store)
     try:
         return await reconcile.reconcile(scan, vendor, question=question, key_of=secrets.get, progress=progress)
     except reconcile.UnknownReference as unknown:

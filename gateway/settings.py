@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gateway import errors
+from gateway.outbound import tunnel
 from gateway.rules import units
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -73,6 +74,8 @@ class Settings:
     min_free_bytes: int
     max_body_bytes: int
     allow_private: tuple[Network, ...]
+    egress_proxy: tunnel.Proxy | None
+    """Through which https leaves; None: directly."""
     ca_bundle: Path | None
     drain_s: int
     traces: bool
@@ -473,6 +476,15 @@ TABLE: Final = (
         help="A private network that media downloads may reach, plain http and any port included. "
         "Repeatable; in the environment separated by commas or spaces.",
         is_repeatable=True,
+    ),
+    Setting(
+        name="egress-proxy",
+        kind="URL",
+        parse=tunnel.parse,
+        default_help="none: https leaves directly",
+        help="Proxy through which https to the upstream, to media and to webhooks leaves, by CONNECT. May hold "
+        "user:password@, which are sent as Basic; --allow-private networks and plain http are reached directly.",
+        is_secret=True,
     ),
     Setting(
         name="ca-bundle",

@@ -40,8 +40,13 @@ CALLBACK_TOKEN = "Canary7CallbackToken0007"
 SIGNATURE = "Canary8Signature0008"
 PROMPT = {"growth": "Canary9PromptOfGrowth0009", "research": "Canary10PromptOfResearch0010"}
 CLEAR_KEY = "sk-Canary11KeyInYaml0011"
+PROXY_USER, PROXY_PASSWORD = "Canary12ProxyUser0012", "Canary13ProxyPassword0013"
+PROXY_WORDS = base64.b64encode(f"{PROXY_USER}:{PROXY_PASSWORD}".encode()).decode()
 
-NOWHERE: Final = (*UPSTREAM.values(), METRICS_TOKEN, WRONG_KEY, CLEAR_KEY)
+NOWHERE: Final = (
+    *(*UPSTREAM.values(), METRICS_TOKEN, WRONG_KEY, CLEAR_KEY),
+    *(PROXY_USER, PROXY_PASSWORD, PROXY_WORDS),
+)
 """Keys and tokens."""
 
 ECHOES: Final = "refusals of what the same client wrote"
@@ -111,6 +116,14 @@ class _Answers(http.server.BaseHTTPRequestHandler):
 
     do_POST = do_GET
 
+    def do_CONNECT(self) -> None:
+        assert isinstance(self.server, Host)
+        self.server.heard.append((self.path, str(self.headers)))
+        said = f"{self.headers['Proxy-Authorization']} of {PROXY_USER} is not accepted"
+        self.send_response(407, said)
+        self.send_header("X-Said", said)
+        self.end_headers()
+
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
@@ -122,6 +135,8 @@ class Haul:
     places: dict[str, bytes]
     media: Host
     elsewhere: Host
+    proxy: Host
+    """The organisation's, which lets nothing out."""
     vendor: Any
     """The simulator's own account of its requests."""
     exit_code: int
@@ -188,9 +203,11 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _write_policies(gateway: process.Gateway, directory: pathlib.Path) -> None:
+def _write_policies(gateway: process.Gateway, directory: pathlib.Path, proxy: Host) -> None:
     (directory / "key").write_text(UPSTREAM["research"] + "\n")
     (directory / "token").write_text(METRICS_TOKEN + "\n")
+    address = proxy.url.removeprefix("http://")
+    (directory / "proxy").write_text(f"http://{PROXY_USER}:{PROXY_PASSWORD}@{address}\n")
     reference = {"growth": "env:KEY_GROWTH", "research": f"file:{directory / 'key'}"}
     for team, key in VIRTUAL.items():
         line = f'keys: [{{name: ci, sha256: "{_digest(key)}"}}]\n'
@@ -209,12 +226,13 @@ def haul(tmp_path_factory) -> Iterator[Haul]:
     port = process.free_port()
     vendor = process.Vendor(f"http://127.0.0.1:{port}", "simulate", "--port", str(port))
     options = ["--metrics-token-file", str(directory / "token"), "--log-level", "debug", "--log-format", "json"]
+    options += ["--egress-proxy-file", str(directory / "proxy")]
     options += ["--mirror-patience", "1s", "--drain", "2s"]
     gateway = process.gateway_before(vendor.url, directory, *options, environ={"KEY_GROWTH": UPSTREAM["growth"]})
-    _write_policies(gateway, directory)
     gateway.launcher = ("sh", "-c", 'exec "$@" 2>>"$0"', str(directory / "log"))
     with contextlib.ExitStack() as stack:
-        media, elsewhere = stack.enter_context(Host().serving()), stack.enter_context(Host().serving())
+        media, elsewhere, proxy = (stack.enter_context(Host().serving()) for _ in range(3))
+        _write_policies(gateway, directory, proxy)
         try:
             vendor.start(path="/sim/bill")
             gateway.start()
@@ -227,7 +245,7 @@ def haul(tmp_path_factory) -> Iterator[Haul]:
             places |= _left_behind(gateway.data)
             places |= {place: bytes(heard) for place, heard in client.heard.items()}
             places["log"] = (directory / "log").read_bytes()
-            yield Haul(places, media, elsewhere, vendor.requests(), exit_code)
+            yield Haul(places, media, elsewhere, proxy, vendor.requests(), exit_code)
         finally:
             for each in (gateway, vendor):
                 if each.is_running():
@@ -262,6 +280,9 @@ def _campaign(client: Client, vendor: process.Vendor, media: Host, elsewhere: Ho
     assert SIGNATURE in json.dumps(shown)
     vendor.script([quick, {"on": "media", "times": None, "do": {"redirect": f"{elsewhere.url}/redirected"}}])
     client.complete(client.submit(more="redirected")[1]["task_id"])
+    # A public address, to which only the proxy could show the way.
+    vendor.script([quick, {**signed, "do": {"merge": _result("https://93.184.215.14/lost/3.jpg")}}])
+    client.complete(client.submit(more="outside")[1]["task_id"])
     _vendor_fails(client, vendor, elsewhere, at_once)
     _clients_err(client, url)
     _our_failures(client, first["task_id"])
@@ -449,6 +470,7 @@ def test_the_bad_days_were_bad(haul):
         b"the upstream refuses the key or wallet of team research",
         b"a result could not be mirrored (status)",
         b"a result could not be mirrored (redirect)",
+        b"93.184.215.14:443: the egress proxy answered 407",
         b"leaky.yaml:2",
         b"it is not known what its cancel did",
         b'"message":"stopped"',
@@ -489,6 +511,13 @@ def test_a_media_host_gets_no_key_and_nobody_is_asked_behind_a_redirect(haul):
     assert not any("Canary" in headers or "authorization" in headers.lower() for _, headers in haul.elsewhere.heard)
 
 
-def test_the_command_line_names_the_file_of_the_token(haul):
+def test_the_proxys_credentials_go_to_the_proxy_with_nothing_else_of_ours(haul):
+    assert {path for path, _ in haul.proxy.heard} == {"93.184.215.14:443"}
+    expected = {"Host: 93.184.215.14:443", f"Proxy-Authorization: Basic {PROXY_WORDS}"}
+    assert all({line for line in headers.splitlines() if line} == expected for _, headers in haul.proxy.heard)
+
+
+def test_the_command_line_names_the_files_of_the_token_and_the_proxy(haul):
     """It is everybody's to read (`ps`); the environment is its owner's."""
     assert b"--metrics-token-file" in haul.places["cmdline"]
+    assert b"--egress-proxy-file" in haul.places["cmdline"]

@@ -6,7 +6,7 @@ as written, every address that its name resolves to, and the address of each soc
 goes to the addresses that were checked and to no others, so a name that changes its mind between check and connect
 gains nothing.
 
-Not here: redirects (whoever sends must not follow them), proxies, what is done with the answer. A NAT64 prefix that
+Not here: redirects (whoever sends must not follow them), what is done with the answer. A NAT64 prefix that
 a network chose for itself looks like any public address; block it where the gateway runs.
 """
 
@@ -25,6 +25,8 @@ from typing import Any, Final, TypeAlias
 import aiohttp
 import httpx
 from aiohttp.abc import AbstractResolver, ResolveResult
+
+from gateway.outbound import tunnel
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -102,8 +104,14 @@ def connector(
     tls: ssl.SSLContext,
     connections_max: int,
     keeps_connections: bool = True,
+    proxy: tunnel.Proxy | None = None,
 ) -> aiohttp.TCPConnector:
-    """Return a connector through which nothing but permitted addresses can be reached. Needs a running loop."""
+    """Return a connector through which nothing but permitted addresses can be reached. Needs a running loop.
+
+    With a `proxy` it is asked for the checked addresses, never for a name; to the networks in `allowed` the way is
+    direct.
+    """
+    resolver = GuardedResolver(allowed=allowed, private_only=private_only)
 
     def open_socket(info: aiohttp.AddrInfoType) -> socket.socket:
         # aiohttp resolves no address literal, and so asks no resolver about it: this gate sees those too.
@@ -112,13 +120,28 @@ def connector(
             raise AddressRefused(reason)
         return socket.socket(family, kind, protocol)
 
-    return aiohttp.TCPConnector(
-        resolver=GuardedResolver(allowed=allowed, private_only=private_only),
-        socket_factory=open_socket,
-        ssl=tls,
-        limit=connections_max,
-        force_close=not keeps_connections,
-    )
+    async def ways(host: str, port: int) -> Sequence[str] | None:
+        found = [each["host"] for each in await resolver.resolve(host, port)]
+        outside = [each for each in found if not _inside(ipaddress.ip_address(each), allowed)]
+        return outside or None
+
+    options: dict[str, Any] = {
+        "resolver": resolver,
+        "socket_factory": open_socket,
+        "limit": connections_max,
+        "force_close": not keeps_connections,
+    }
+    if proxy is None or private_only:
+        return aiohttp.TCPConnector(ssl=tls, **options)
+    return tunnel.Connector(proxy=proxy, ways=ways, tls=tls, **options)
+
+
+def is_literal_inside(host: str, networks: Sequence[Network]) -> bool:
+    """Whether a host is an address, written plainly, in one of the networks; no name is resolved."""
+    try:
+        return _inside(ipaddress.ip_address(host), networks)
+    except ValueError:
+        return False
 
 
 def _lookup(host: str, port: int) -> Sequence[tuple[Any, ...]]:

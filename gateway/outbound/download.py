@@ -20,7 +20,7 @@ from typing import BinaryIO, Final
 import aiohttp
 import httpx
 
-from gateway.outbound import address, guarded
+from gateway.outbound import address, guarded, tunnel
 from gateway.rules import media
 
 SIZE_MAX_BYTES: Final = 64 * 1024 * 1024
@@ -78,6 +78,7 @@ class Downloader:
         allowed: Sequence[address.Network] = (),
         ca_bundle: Path | None = None,
         size_max_bytes: int = SIZE_MAX_BYTES,
+        proxy: tunnel.Proxy | None = None,
     ) -> None:
         self._allowed = tuple(allowed)
         self._size_max_bytes = size_max_bytes
@@ -88,6 +89,7 @@ class Downloader:
             # No limit of its own for the wait for a free connection: the deadline covers it.
             timeout=httpx.Timeout(SILENCE_MAX_S, connect=CONNECT_MAX_S, pool=None),
             headers={},
+            proxy=proxy,
         )
 
     async def fetch(self, url: str, *, sink: BinaryIO, deadline_s: float = DEADLINE_S) -> Fetched | Failed:

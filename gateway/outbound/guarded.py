@@ -1,8 +1,8 @@
 """HTTP clients behind the address guard, for URLs that others wrote: results to fetch, receivers to tell.
 
 Rules: `outbound/address` decides where a connection may go; redirects are not followed; the URL is asked for byte for
-byte; neither cookies nor proxies nor keys of ours take part. There are two clients, because plain http and other ports
-than 443 may only go to the networks that the operator opened.
+byte; neither cookies nor keys of ours take part, nor any proxy but the operator's own. There are two clients, because
+plain http and other ports than 443 may only go to the networks that the operator opened.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import httpx
 import yarl
 from httpx_aiohttp import AiohttpTransport
 
-from gateway.outbound import address
+from gateway.outbound import address, tunnel
 
 FAILURES: Final = (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError)
 """All that a request through these clients can raise."""
@@ -37,6 +37,7 @@ class Clients:
         keeps_connections: bool = True,
         timeout: httpx.Timeout,
         headers: Mapping[str, str],
+        proxy: tunnel.Proxy | None = None,
     ) -> None:
         def client(private_only: bool) -> httpx.AsyncClient:
             def session() -> aiohttp.ClientSession:
@@ -47,6 +48,7 @@ class Clients:
                     tls=tls,
                     connections_max=connections_max,
                     keeps_connections=keeps_connections,
+                    proxy=proxy,
                 )
                 return aiohttp.ClientSession(
                     connector=connector,

@@ -10,7 +10,7 @@ import asyncio
 import dataclasses
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 from urllib.parse import quote
 
@@ -19,6 +19,7 @@ import httpx
 import httpx_aiohttp
 
 from gateway import VERSION, metrics, tracing, wire
+from gateway.outbound import address, tunnel
 from gateway.rules import reconcile, task
 
 CONNECT_S: Final = 5.0
@@ -71,11 +72,24 @@ class _TooLarge(Exception):
 class Upstream:
     """The vendor at one origin."""
 
-    def __init__(self, origin: str, *, verify: ssl.SSLContext | bool = True) -> None:
-        """`origin`: scheme, host and port, e.g. `https://www.qingbo.dev`; `verify`: how to check its certificate."""
+    def __init__(
+        self,
+        origin: str,
+        *,
+        verify: ssl.SSLContext | None = None,
+        proxy: tunnel.Proxy | None = None,
+        allowed: Sequence[address.Network] = (),
+    ) -> None:
+        """`origin`: scheme, host and port, e.g. `https://www.qingbo.dev`; `verify`: how to check its certificate.
+
+        With a `proxy` that one is asked for the upstream by its name; an address in `allowed` is reached directly.
+        """
+        tls = verify or ssl.create_default_context()
         self._origin = origin.rstrip("/")
         self._client = httpx.AsyncClient(
-            transport=httpx_aiohttp.AiohttpTransport(verify=verify, trust_env=False, client=lambda: _session(verify)),
+            transport=httpx_aiohttp.AiohttpTransport(
+                verify=tls, trust_env=False, client=lambda: _session(tls, proxy, allowed)
+            ),
             headers={"User-Agent": f"wave-gateway/{VERSION}", "Accept-Encoding": "identity"},
             timeout=httpx.Timeout(None, connect=CONNECT_S, pool=POOL_S),
             trust_env=False,
@@ -224,9 +238,18 @@ def _path(upstream_task_id: str) -> str:
     return f"/v1/tasks/{quote(upstream_task_id, safe='')}"
 
 
-def _session(verify: ssl.SSLContext | bool) -> aiohttp.ClientSession:
+def _session(
+    tls: ssl.SSLContext, proxy: tunnel.Proxy | None, allowed: Sequence[address.Network]
+) -> aiohttp.ClientSession:
+    async def ways(host: str, port: int) -> Sequence[str] | None:
+        return None if address.is_literal_inside(host, allowed) else [host]
+
+    if proxy is None:
+        connector = aiohttp.TCPConnector(limit=MOST_CONNECTIONS, ssl=tls)
+    else:
+        connector = tunnel.Connector(proxy=proxy, ways=ways, tls=tls, limit=MOST_CONNECTIONS)
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=MOST_CONNECTIONS, ssl=verify),
+        connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,
     )

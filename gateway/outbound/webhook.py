@@ -16,7 +16,7 @@ from typing import Final
 
 import httpx
 
-from gateway.outbound import address, guarded
+from gateway.outbound import address, guarded, tunnel
 
 DEADLINE_S: Final = 15.0
 """For one attempt, from the look-up of the name to the end of the answer."""
@@ -49,7 +49,12 @@ class Sender:
     """
 
     def __init__(
-        self, *, allowed: Sequence[address.Network] = (), tls: ssl.SSLContext, deadline_s: float = DEADLINE_S
+        self,
+        *,
+        allowed: Sequence[address.Network] = (),
+        tls: ssl.SSLContext,
+        deadline_s: float = DEADLINE_S,
+        proxy: tunnel.Proxy | None = None,
     ) -> None:
         self._allowed = tuple(allowed)
         self._deadline_s = deadline_s
@@ -60,6 +65,7 @@ class Sender:
             keeps_connections=False,
             timeout=httpx.Timeout(None),  # the deadline covers every part
             headers={"Connection": "close", "Content-Type": "application/json"},
+            proxy=proxy,
         )
 
     async def send(self, url: str, body: bytes, headers: Mapping[str, str]) -> Delivered | Failed:

@@ -1,9 +1,10 @@
 """Webhooks of a real gateway to real receivers: when attempts are made, and what bad receivers do to good ones.
 
 One receiver fails until the last attempt that is waited for; its attempts are held against the schedule. Beside that a
-crowd of tasks tells healthy receivers, first alone, then while as many tell each of four bad ones: one hangs, one takes
-ten seconds, one pours an endless answer, one breaks every second connection. What a delivery took is the time from the
-row in the outbox, written with the end of the task, to the request at its receiver.
+crowd of tasks, a few at a time, tells a healthy receiver, while as many tell each of four others: first these are
+healthy too, then one hangs, one takes ten seconds, one pours an endless answer, and one breaks every second connection.
+What a delivery took is the time from the row in the outbox, written with the end of the task, to the request at its
+receiver.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SLACK_S: Final = 2.0
 MOST_P99_S: Final = 5.0
 """A receiver that hangs has 15 s: nobody waited for one."""
 WITHIN_S: Final = 90.0
-AT_A_TIME: Final = 20
+AT_A_TIME: Final = 5
 VENDOR: Final = [{"on": "submit", "times": None, "do": {"queue_s": 0, "work_s": 0.2}}]
 
 
@@ -85,7 +86,7 @@ class Took:
     p99_s: float
 
 
-def prove(directory: pathlib.Path, *, attempts: int = len(SCHEDULE_S), tasks: int = 300) -> str:
+def prove(directory: pathlib.Path, *, attempts: int = len(SCHEDULE_S), tasks: int = 200) -> str:
     """`attempts`: how many of the schedule are waited for; `tasks`: for each receiver."""
     with process.pair(directory, "--drain", "1s") as (gateway, vendor):
         vendor.script(VENDOR)
@@ -104,7 +105,9 @@ async def _prove(gateway: process.Gateway, attempts: int, tasks: int) -> str:
     ):
         [first] = await gateway.flood([_body("scheduled", scheduled.url)])
         assert first[0] == 200, first
-        alone = await _crowd(gateway, healthy, [], tasks)
+        async with contextlib.AsyncExitStack() as stack:
+            others = [await stack.enter_async_context(receiver.receiving(receiver.status(200))) for _ in range(4)]
+            alone = await _crowd(gateway, healthy, [each.url for each in others], tasks)
         bad = [each.url for each in (hanging, slowly, endless, flapping)]
         among = await _crowd(gateway, healthy, bad, tasks)
         for each in (hanging, slowly, endless, flapping):
@@ -150,20 +153,20 @@ def _body(prompt: str, url: str) -> dict[str, object]:
     return {"model": MODEL, "prompt": prompt, "callback_url": url}
 
 
-async def _crowd(gateway: process.Gateway, healthy: receiver.Receiver, bad: list[str], tasks: int) -> Took:
-    """So many tasks for the healthy receiver, and as many for each bad one beside them."""
+async def _crowd(gateway: process.Gateway, healthy: receiver.Receiver, others: list[str], tasks: int) -> Took:
+    """So many tasks for the healthy receiver, and as many for each of the others beside them."""
     assert isinstance(healthy, Healthy)
     mine: set[str] = set()
-    for number in range(0, tasks, AT_A_TIME):
-        numbers = range(number, min(number + AT_A_TIME, tasks))
-        urls = [healthy.url] * len(numbers) + bad * len(numbers)
-        answers = await gateway.flood([_body(f"fox {number}", url) for url in urls])
+    for first in range(0, tasks, AT_A_TIME):
+        count = min(AT_A_TIME, tasks - first)
+        urls = [healthy.url] * count + others * count
+        answers = await gateway.flood([_body(f"fox {first}", url) for url in urls])
         assert {status for status, _, _ in answers} == {200}
-        mine |= {document["task_id"] for _, _, document in answers[: len(numbers)]}
-    async with asyncio.timeout(WITHIN_S):
-        while not mine <= healthy.arrived.keys():
-            healthy.news.clear()
-            await healthy.news.wait()
+        mine |= {document["task_id"] for _, _, document in answers[:count]}
+        async with asyncio.timeout(WITHIN_S):
+            while not mine <= healthy.arrived.keys():
+                healthy.news.clear()
+                await healthy.news.wait()
     took = sorted(healthy.arrived[task_id] - at for task_id, at in _ended_at(gateway.data).items() if task_id in mine)
     assert len(took) == tasks
     return Took(p50_s=took[tasks // 2], p99_s=took[int(tasks * 0.99)])
