@@ -171,12 +171,14 @@ async def test_a_proxy_that_opens_no_tunnel_leaves_a_submit_unsent(
 
 
 async def test_a_proxy_that_is_down_or_hangs_leaves_a_submit_unsent(
-    client_tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+    client_tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     down = upstream.Upstream("https://vendor.example.com", verify=client_tls, proxy=proxy_at(port))
     assert await submitted(down) == task.NotSent(reason=task.NO_CONNECTION)
+    why = "the egress proxy cannot be reached: Connection refused"
+    assert [each.message for each in caplog.records] == [f"vendor.example.com:443: {why}"]
     monkeypatch.setattr(tunnel, "CONNECT_S", 0.2)
     async with proxies.proxying(instead=_hang) as proxy:
         hanging = upstream.Upstream("https://vendor.example.com", verify=client_tls, proxy=proxy_at(proxy.port))
