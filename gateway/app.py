@@ -24,20 +24,19 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from typing import Final
 
-import msgspec
 import uvicorn
 import uvloop
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
-from gateway import VERSION, errors, metrics, policy_files, tracing, workers
+from gateway import VERSION, errors, log_events, logs, metrics, policy_files, policy_yaml, tracing, workers
 from gateway.edge import account, admin, auth, control, guard, media, protocol, render, traced
 from gateway.edge import tasks as tasks_edge
 from gateway.flow import adopt, auditor, deliver, mirror, parts, poll, recover, resubmit, scrape, watch
 from gateway.outbound import download, guarded, upstream, webhook
 from gateway.rules import budget, policy
-from gateway.settings import Settings
+from gateway.settings import LogFormat, Settings
 from gateway.store import blobs_disk, cache, database, sqlite
 from gateway.store import media as media_rows
 
@@ -56,13 +55,24 @@ _BASE32: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 Due = Callable[[parts.Parts, int], Awaitable[Collection[str]]]
 Step = Callable[[parts.Parts, str], Awaitable[None]]
 
+ACCESS: Final = "access"
+"""The logger with one line for each request."""
+_QUIET_ROUTES: Final = ("/healthz", "/readyz", "/metrics")
+"""Asked for all day long by machines: while that goes well, lines about it are for debugging."""
+
 log = logging.getLogger("wave-gateway")
 
 
 def serve(settings: Settings, environ: Mapping[str, str]) -> None:
     """Run the gateway until SIGTERM or SIGINT; raises StartError if it cannot start."""
-    set_up_logging(settings)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    metrics.BUILD_INFO.labels(VERSION).set(1)
+    for noisy in ("httpx", "httpcore", "uvicorn"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    is_json, has_colours = settings.log_format is LogFormat.JSON, "NO_COLOR" not in environ
+    with (
+        logs.writing(is_json=is_json, level=settings.log_level, has_colours=has_colours),
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
         runner.run(_serve(settings, environ))
 
 
@@ -83,10 +93,17 @@ async def _serve(settings: Settings, environ: Mapping[str, str]) -> None:
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, stop)
             tune_interpreter()
-            log.info("wave-gateway %s listens on %s for %s", VERSION, settings.public_url, settings.upstream)
+            logs.note(log, logging.INFO, _started(settings, internal_listener))
             async with _serving_internal(settings, with_parts, internal_listener):
                 await server.serve(sockets=[listener])
-    log.info("stopped")
+    logs.note(log, logging.INFO, log_events.Stopped())
+
+
+def _started(settings: Settings, internal: socket.socket | None) -> log_events.Started:
+    at = None if internal is None else "{}:{}".format(*internal.getsockname()[:2])
+    return log_events.Started(
+        version=VERSION, public_url=settings.public_url, upstream=settings.upstream, internal_listen=at
+    )
 
 
 def tune_interpreter() -> None:
@@ -111,7 +128,6 @@ async def _serving_internal(
         return
     app = _guarded(_app(internal_routes(settings, with_parts)), settings)
     server = _Server(_uvicorn_config(app, finish_within_s=INTERNAL_FINISH_S))
-    log.info("health and metrics are on %s, port %d, too", *listener.getsockname()[:2])
     async with asyncio.TaskGroup() as group:
         group.create_task(server.serve(sockets=[listener]))
         yield
@@ -136,11 +152,12 @@ async def running(settings: Settings, environ: Mapping[str, str]) -> AsyncIterat
     loops |= {loop.name: loop for loop in _loops(with_parts)}
     blobs.sweep(older_than_s=TEMPORARY_KEPT_S, now=datetime.datetime.now(datetime.UTC))
     await adopt.adopt(kept, in_force, source.policies, now=time.time())
+    logs.note(log, logging.INFO, log_events.PolicyLoaded(teams=len(source.policies.teams)))
     readable: dict[str, bool] = {}
     _note_policies(source, readable)
     interrupted = await recover.recover(with_parts)
     if interrupted:
-        log.warning("%d submits were under way when the gateway ended; they are repeated under their keys", interrupted)
+        logs.note(log, logging.WARNING, log_events.Recovered(tasks=interrupted))
     background = [asyncio.create_task(workers.run(loop), name=loop.name) for loop in loops.values()]
     background.append(
         asyncio.create_task(
@@ -194,6 +211,7 @@ def _parts(
         mirror_patience_s=settings.mirror_patience_s,
         min_free_bytes=settings.min_free_bytes,
         is_upstream_idempotent=settings.upstream_idempotency,
+        logs_content=settings.log_content,
         tracing=tracing.start() if settings.traces else tracing.OFF,
         wake_mirror=lambda: loops["mirror"].wake.set(),
         wake_poll=lambda: loops["poll"].wake.set(),
@@ -253,10 +271,12 @@ def _traced(app: ASGIApp, with_parts: parts.Parts) -> ASGIApp:
 
 
 def _guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
-    access = logging.getLogger("access")
+    access = logging.getLogger(ACCESS)
 
     def record(each: guard.AccessRecord) -> None:
-        access.info("%s %s %d %.1f ms %s", each.method, each.route, each.status, each.seconds * 1000, each.request_id)
+        is_quiet = each.route in _QUIET_ROUTES and each.status < 400
+        if access.isEnabledFor(logging.DEBUG if is_quiet else logging.INFO):
+            logs.note(access, logging.DEBUG if is_quiet else logging.INFO, _line_of(each))
 
     def observe(route: str, method: str, status: int, seconds: float) -> None:
         metrics.HTTP_REQUESTS.labels(route, method, str(status)).inc()
@@ -269,6 +289,27 @@ def _guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
         clock=time.monotonic,
         observe=observe,
         log=record,
+    )
+
+
+def _line_of(each: guard.AccessRecord) -> log_events.Request:
+    noted = each.noted
+    return log_events.Request(
+        method=each.method,
+        route=each.route,
+        status=each.status,
+        ms=round(each.seconds * 1000, 1),
+        request_id=each.request_id,
+        team=noted.team,
+        key=noted.key,
+        task_id=noted.task_id,
+        cache=noted.cache,
+        quote_usd=noted.quote_usd,
+        cost_usd=noted.cost_usd,
+        code=noted.code,
+        bytes_in=each.request_bytes,
+        bytes_out=each.response_bytes,
+        peer=each.client,
     )
 
 
@@ -311,23 +352,25 @@ async def _is_ready(with_parts: parts.Parts) -> str | None:
 def _start_policies(source: policy_files.PolicySource) -> None:
     started = source.start()
     if isinstance(started, policy_files.FellBack):
-        for problem in started.problems:
-            log.error("policy: %s", problem)
-        log.error("the policy files are broken; the last good set is in force")
+        _tell_broken(started.problems)
+
+
+def _tell_broken(problems: Sequence[policy_yaml.Problem]) -> None:
+    """Say what is wrong with the policy files; the last good set is, or stays, in force."""
+    for problem in problems:
+        logs.note(log, logging.ERROR, log_events.PolicyBroken(problem=str(problem)))
 
 
 async def _refresh(source: policy_files.PolicySource, with_parts: parts.Parts, readable: dict[str, bool]) -> None:
     """Take up changed policy files, all together or not at all; `readable` remembers whose upstream key was."""
     changed = await asyncio.to_thread(source.refresh)
     if isinstance(changed, policy_files.Broken):
-        for problem in changed.problems:
-            log.error("policy: %s", problem)
-        log.error("the policy files are broken; what was in force stays in force")
+        _tell_broken(changed.problems)
     if isinstance(changed, policy_files.Changed) and changed.not_kept is not None:
-        log.error("the new policies could not be kept as the last good set: %s", changed.not_kept)
+        logs.note(log, logging.ERROR, log_events.PolicyNotKept(problem=str(changed.not_kept)))
     if source.policies is not with_parts.in_force.policies:
         await adopt.adopt(with_parts.database, with_parts.in_force, source.policies, now=time.time())
-        log.info("new policies are in force: %d teams", len(source.policies.teams))
+        logs.note(log, logging.INFO, log_events.PolicyLoaded(teams=len(source.policies.teams)))
     _note_policies(source, readable)
 
 
@@ -361,7 +404,7 @@ async def _stop(settings: Settings, with_parts: parts.Parts, background: list[as
     for each in late:
         each.cancel()
     if late:
-        log.warning("%d steps were cut off; they go on after the next start", len(late))
+        logs.note(log, logging.WARNING, log_events.CutOff(steps=len(late)))
         await asyncio.wait(late, timeout=2)
     await with_parts.upstream.aclose()
     await with_parts.downloader.aclose()
@@ -470,7 +513,10 @@ def _uvicorn_config(app: ASGIApp, *, finish_within_s: float) -> uvicorn.Config:
 
 
 def _refused(error: errors.CallerError) -> None:
+    """A request that never came whole; the guard did not see it."""
     metrics.HTTP_REQUESTS.labels("other", "other", str(error.status)).inc()
+    refused = log_events.Request(method=guard.OTHER, route=guard.OTHER, status=error.status, code=error.code)
+    logs.note(logging.getLogger(ACCESS), logging.INFO, refused)
 
 
 @contextlib.contextmanager
@@ -494,27 +540,3 @@ def new_task_id(now: float) -> str:
 def new_request_id() -> str:
     """`req-` + 24 hex digits."""
     return f"req-{secrets.token_hex(12)}"
-
-
-def set_up_logging(settings: Settings) -> None:
-    """Logs go to standard error, as text for people or one JSON object a line."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_JsonFormatter() if settings.log_format == "json" else _ConsoleFormatter())
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
-    metrics.BUILD_INFO.labels(VERSION).set(1)
-    for noisy in ("httpx", "httpcore", "uvicorn"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-
-
-class _ConsoleFormatter(logging.Formatter):
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)-8s %(name)s: %(message)s", "%H:%M:%S")
-
-
-class _JsonFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        at = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
-        fields = {"at": at, "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
-        if record.exc_info:
-            fields["exception"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(fields).decode()

@@ -82,6 +82,8 @@ class Settings:
     """Whether OpenTelemetry is on; where traces go is said in its own OTEL_* variables."""
     log_format: LogFormat
     log_level: LogLevel
+    log_content: bool
+    """Whether prompts and the vendor's signed URLs are logged."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -524,6 +526,14 @@ TABLE: Final = (
         default="info",
         help="The least severe lines that are logged.",
         choices=tuple(LogLevel),
+    ),
+    Setting(
+        name="log-content",
+        kind="on|off",
+        parse=_switch,
+        default="off",
+        help="Log prompts and the upstream's signed URLs too, which no level does; never keys.",
+        is_switch=True,
     ),
 )
 """Every setting of `serve`, in the order of the help."""

@@ -62,7 +62,7 @@ class Receiver:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("ascii").split("\r\n")
         named = (each.partition(": ") for each in head[1:] if each)
         headers = {name.lower(): value for name, _, value in named}
-        body = await reader.readexactly(int(headers["content-length"]))
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
         self.requests.append(Request(line=head[0], headers=headers, body=body))
         self.has_request.set()
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]

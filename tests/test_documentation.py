@@ -6,6 +6,7 @@ commands, the keys that the policy loader names, the routes, the modules, the ta
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -15,7 +16,18 @@ import click
 import pytest
 from starlette.routing import Route
 
-from gateway import app, cli, errors, metrics, policy_documents, policy_files, policy_team, policy_yaml, settings
+from gateway import (
+    app,
+    cli,
+    errors,
+    log_events,
+    metrics,
+    policy_documents,
+    policy_files,
+    policy_team,
+    policy_yaml,
+    settings,
+)
 from gateway.rules import policy, task
 from tests import named_tests
 from tests.mutants import mutants
@@ -24,6 +36,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 HTTP = (ROOT / "docs" / "HTTP.md").read_text(encoding="utf-8")
 MONEY = (ROOT / "docs" / "MONEY.md").read_text(encoding="utf-8")
+LOGS = (ROOT / "docs" / "LOGS.md").read_text(encoding="utf-8")
 METRICS = (ROOT / "docs" / "METRICS.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "grafana").glob("*.md")])
@@ -132,6 +145,29 @@ def test_every_metric_is_documented_and_none_that_does_not_exist():
 
 def test_every_metric_that_is_mentioned_exists():
     assert set(re.findall(r"wave_gateway_[a-z_]+[a-z]", README + METRICS)) == metric_names()
+
+
+# The events in the page about logs
+
+
+def test_every_event_is_documented_with_its_fields_and_none_that_does_not_exist():
+    written = {codes(row[0])[0]: tuple(codes(row[1])) for row in rows(LOGS, named="event")}
+    assert written == dict(log_events.EVENTS)
+
+
+def test_the_logs_example_is_a_line_that_the_program_could_have_written():
+    [example] = re.findall(r"^```json\n(.*?)^```$", LOGS, flags=re.DOTALL | re.MULTILINE)
+    time, level, logger, event, *fields = json.loads(example)
+    assert (time, level, logger, event) == ("time", "level", "logger", "event")
+    known = log_events.EVENTS[json.loads(example)["event"]]
+    assert fields == [name for name in known if name in fields]
+
+
+def test_every_event_is_logged_somewhere():
+    program = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "gateway").rglob("*.py"))
+    assert {
+        each.__name__ for each in log_events.Event.__subclasses__() if f"log_events.{each.__name__}(" not in program
+    } == set()
 
 
 # The tests in the page about money

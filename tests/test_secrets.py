@@ -466,14 +466,16 @@ def test_the_bad_days_were_bad(haul):
     for words in (
         b"Traceback (most recent call last)",
         b"no such table: task_media",
-        b"the upstream refuses the key or wallet of team growth",
-        b"the upstream refuses the key or wallet of team research",
-        b"a result could not be mirrored (status)",
-        b"a result could not be mirrored (redirect)",
+        b'"event":"upstream_key_refused","team":"growth"',
+        b'"event":"upstream_key_refused","team":"research"',
+        b'"event":"mirror_failed"',
+        b'"reason":"redirect"',
         b"93.184.215.14:443: the egress proxy answered 407",
         b"leaky.yaml:2",
-        b"it is not known what its cancel did",
-        b'"message":"stopped"',
+        b'"operation":"cancel","outcome":"lost"',
+        b'"event":"policy_denied"',
+        b'"event":"webhook_attempt"',
+        b'"event":"stopped"',
     ):
         assert words in log, words
     assert haul.exit_code == 0

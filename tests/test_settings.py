@@ -46,6 +46,7 @@ def test_without_options_the_defaults_of_the_interface_hold():
         traces=False,
         log_format=settings.LogFormat.CONSOLE,
         log_level=settings.LogLevel.INFO,
+        log_content=False,
     )
 
 

@@ -25,7 +25,7 @@ def routes(with_parts: parts.Parts, keys: auth.Keys) -> list[Route]:
     """`/v1/models`, `/v1/models/{id}` and `/v1/dashboard/billing/…`; a key that can `read` may ask."""
 
     def caller(request: Request) -> submit.Caller:
-        return keys.caller(request.headers.get("authorization"), policy.Permission.READ)
+        return keys.caller(request, policy.Permission.READ)
 
     async def models(request: Request) -> Response:
         listed = account.models(with_parts, caller(request).team)

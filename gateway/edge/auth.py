@@ -7,7 +7,10 @@ import hashlib
 import hmac
 from collections.abc import Callable, Mapping
 
+from starlette.requests import Request
+
 from gateway import errors
+from gateway.edge import noted
 from gateway.flow import submit
 from gateway.rules import budget, policy
 
@@ -23,12 +26,14 @@ class Keys:
         self._indexed: policy.PolicySet | None = None
         self._by_digest: Mapping[bytes, Found] = {}
 
-    def caller(self, authorization: str | None, permission: policy.Permission) -> submit.Caller:
-        """Who sends this `Authorization` header; raises CallerError `invalid_api_key` or `not_permitted`."""
-        scheme, _, token = (authorization or "").partition(" ")
+    def caller(self, request: Request, permission: policy.Permission) -> submit.Caller:
+        """Who sends a request, by its `Authorization`; raises CallerError `invalid_api_key` or `not_permitted`."""
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             raise _unknown("Send your team's key as `Authorization: Bearer <key>`.")
         team, key = self._find(token.strip())
+        notes = noted.of(request.scope)
+        notes.team, notes.key = team.name, key.name
         if team.mode is policy.Mode.DISABLED:
             raise _unknown("This team is disabled; ask whoever keeps the policy files.")
         if key.expires is not None and self._today() >= key.expires:

@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from gateway import errors
-from gateway.flow import advance, keep, parts, resend, resolve
+from gateway.flow import advance, changes, keep, parts, resend, resolve
 from gateway.rules.money import Nanos
 
 NAME: Final = "control.sock"
@@ -245,7 +245,7 @@ async def _carry_out(with_parts: parts.Parts, request: Request, progress: Callab
             done = await resolve.resolve(
                 with_parts.database, decision, now=with_parts.clock(), repeating=with_parts.repeating
             )
-            if isinstance(done, advance.Change):
+            if isinstance(done, changes.Change):
                 advance.announce(with_parts, done)
             return resolved(done)
         case Resend():
@@ -262,7 +262,7 @@ def decision_of(request: Resolve) -> resolve.Decision:
     return resolve.Decision(task_id=request.task_id, charged_nanos=charged, why=request.why)
 
 
-def resolved(done: advance.Change | resolve.Unresolved) -> Resolved | Failed:
+def resolved(done: changes.Change | resolve.Unresolved) -> Resolved | Failed:
     """What came of a decision, as it is told."""
     if isinstance(done, resolve.Unresolved):
         return Failed(done.message)

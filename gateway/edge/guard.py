@@ -23,10 +23,11 @@ import msgspec
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.edge import render
+from gateway import log_events
+from gateway.edge import noted, render
 from gateway.errors import CallerError, GatewayError, OurError
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 CLIENT_LEFT: Final = 499
 """The status reported where the client left before anything was sent (nginx's number; never on the wire)."""
@@ -55,6 +56,7 @@ class AccessRecord:
     request_bytes: int
     response_bytes: int
     client: str | None
+    noted: noted.Noted = dataclasses.field(default_factory=noted.Noted)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +160,7 @@ class Guard:
             await exchange.answer(OurError("unavailable", "The gateway is stopping; send the request again."), scope)
             raise
         except Exception:
-            logger.exception("request %s failed", exchange.request_id)
+            log.exception(log_events.RequestFailed(request_id=exchange.request_id, route=_route_label(scope)))
             await exchange.answer(render.internal_error(), scope)
 
     def _report(self, scope: Scope, exchange: _Exchange) -> None:
@@ -178,6 +180,7 @@ class Guard:
                     request_bytes=exchange.received_bytes,
                     response_bytes=exchange.sent_bytes,
                     client=scope["client"][0] if scope.get("client") else None,
+                    noted=noted.of(scope),
                 )
             )
 
@@ -295,6 +298,7 @@ class _Exchange:
     async def answer(self, error: GatewayError, scope: Scope) -> None:
         """Answer with an error, unless an answer has begun already or the client is gone."""
         if self.unanswered:
+            noted.of(scope).code = error.code
             response = render.error_response(error, self.request_id)
             await response(scope, self.receive, self.send)
 

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import ExceptionHandler, Scope
 
-from gateway.edge import traced
+from gateway.edge import noted, traced
 from gateway.errors import CallerError, GatewayError, OurError
 
 _CODE_OF_STATUS: Final[Mapping[int, str]] = {
@@ -89,6 +89,7 @@ async def _render_exception(request: Request, exception: Exception) -> Response:
 
 def _render(request: Request, error: GatewayError) -> Response:
     traced.span_of(request.scope).set({"wave.code": error.code})
+    noted.of(request.scope).code = error.code
     return error_response(error, request_id_of(request.scope))
 
 

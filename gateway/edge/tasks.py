@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway import errors, metrics
-from gateway.edge import auth, render, traced, wishes
+from gateway.edge import auth, noted, render, traced, wishes
 from gateway.flow import cancel as cancelling
 from gateway.flow import explain, listing, parts, read, submit
 from gateway.rules import money, policy, strict_json, task
@@ -30,41 +30,42 @@ def routes(with_parts: parts.Parts, keys: auth.Keys, *, max_wait_s: int) -> list
     """`POST /v1/tasks` and `GET /v1/tasks/{id}`; `max_wait_s` bounds `Prefer: wait`."""
 
     async def post(request: Request) -> Response:
-        caller = keys.caller(request.headers.get("authorization"), policy.Permission.SUBMIT)
+        caller = keys.caller(request, policy.Permission.SUBMIT)
         body = await request.body()
         options = wishes.options(request)
         try:
             if wishes.is_dry_run(request):
                 return _explained(await explain.dry_run(with_parts, caller, body, options))
             result = await submit.submit(with_parts, caller, body, options)
-            _trace(with_parts, request, caller, result)
+            _note(with_parts, request, caller, result)
         except errors.CallerError as error:
             raise _judged_by_type(error, request) from None
         if isinstance(result, policy.Deny):
             raise denied(result)
-        return await _answer(with_parts, result, wishes.wait_s(request, max_wait_s))
+        return await _answer(with_parts, result, wishes.wait_s(request, max_wait_s), noted.of(request.scope))
 
     async def post_sync(request: Request) -> Response:
-        caller = keys.caller(request.headers.get("authorization"), policy.Permission.SUBMIT)
+        caller = keys.caller(request, policy.Permission.SUBMIT)
         result = await submit.submit(with_parts, caller, await request.body(), wishes.options(request))
-        _trace(with_parts, request, caller, result)
+        _note(with_parts, request, caller, result)
         if isinstance(result, policy.Deny):
             raise denied(result)
-        return await _answer(with_parts, result, max_wait_s, is_sync=True)
+        return await _answer(with_parts, result, max_wait_s, noted.of(request.scope), is_sync=True)
 
     async def list_own(request: Request) -> Response:
-        caller = keys.caller(request.headers.get("authorization"), policy.Permission.READ)
+        caller = keys.caller(request, policy.Permission.READ)
         found = await listing.page(with_parts, caller.team, wishes.query(request))
         data = strict_json.join_items(list(found.documents))
         ends = strict_json.dumps({"has_more": found.next_before is not None, "next_before": found.next_before})
         return render.json_response(strict_json.join_fields({"data": data} | strict_json.fields_of(ends)))
 
     async def get(request: Request) -> Response:
-        caller = keys.caller(request.headers.get("authorization"), policy.Permission.READ)
+        caller = keys.caller(request, policy.Permission.READ)
+        noted.note_asked_for(request.scope, request.path_params["task_id"])
         seen = await read.get(with_parts, caller.team, request.path_params["task_id"])
         if seen is None:
             raise _unknown_task()
-        answer = await _shown(with_parts, seen, wishes.wait_s(request, max_wait_s))
+        answer = await _shown(with_parts, seen, wishes.wait_s(request, max_wait_s), noted.of(request.scope))
         return _unless_known(answer, request)
 
     return [
@@ -78,7 +79,8 @@ def routes(with_parts: parts.Parts, keys: auth.Keys, *, max_wait_s: int) -> list
 
 def _cancel(with_parts: parts.Parts, keys: auth.Keys) -> Callable[[Request], Awaitable[Response]]:
     async def cancel(request: Request) -> Response:
-        caller = keys.caller(request.headers.get("authorization"), policy.Permission.CANCEL)
+        caller = keys.caller(request, policy.Permission.CANCEL)
+        noted.note_asked_for(request.scope, request.path_params["task_id"])
         answer = await cancelling.cancel(with_parts, caller.team, request.path_params["task_id"])
         if answer is None:
             raise _unknown_task()
@@ -97,6 +99,21 @@ def denied(deny: policy.Deny) -> errors.CallerError:
     return errors.CallerError(
         deny.code, deny.message, details=details | {"rule": deny.rule} | dict(deny.details), headers=deny.headers
     )
+
+
+def _note(
+    with_parts: parts.Parts, request: Request, caller: submit.Caller, result: submit.Submitted | policy.Deny
+) -> None:
+    """What came of a submit, for the log and for its span."""
+    if isinstance(result, submit.Submitted):
+        _note_task(noted.of(request.scope), result.row)
+    _trace(with_parts, request, caller, result)
+
+
+def _note_task(notes: noted.Noted, row: tasks.Task) -> None:
+    notes.task_id, notes.cache = row.id, row.x_cache.lower()
+    notes.quote_usd = money.render_usd(row.quote_nanos)
+    notes.cost_usd = None if row.cost_nanos is None else money.render_usd(row.cost_nanos)
 
 
 def _trace(
@@ -119,7 +136,12 @@ def _trace(
 
 
 async def _answer(
-    with_parts: parts.Parts, submitted: submit.Submitted, wait_s: int | None, *, is_sync: bool = False
+    with_parts: parts.Parts,
+    submitted: submit.Submitted,
+    wait_s: int | None,
+    notes: noted.Noted,
+    *,
+    is_sync: bool = False,
 ) -> Response:
     row = submitted.row
     replayed = {"Idempotent-Replayed": "true"} if submitted.is_replay else {}
@@ -132,13 +154,16 @@ async def _answer(
             headers=replayed | {"Retry-After": "30"},
         )
     if is_sync:
-        return await _synchronous(with_parts, row, wait_s or 0, replayed)
-    return await _shown(with_parts, await read.show(with_parts, row), wait_s, replayed)
+        return await _synchronous(with_parts, row, wait_s or 0, notes, replayed)
+    return await _shown(with_parts, await read.show(with_parts, row), wait_s, notes, replayed)
 
 
-async def _synchronous(with_parts: parts.Parts, row: tasks.Task, wait_s: int, headers: Mapping[str, str]) -> Response:
+async def _synchronous(
+    with_parts: parts.Parts, row: tasks.Task, wait_s: int, notes: noted.Noted, headers: Mapping[str, str]
+) -> Response:
     """The vendor's old form: the task when it has ended, else where to poll for it."""
     seen = await read.wait(with_parts, await read.show(with_parts, row), wait_s=wait_s)
+    _note_task(notes, seen.row)
     document = seen.document
     if seen.row.state in task.OPEN:
         fields = strict_json.fields_of(document)
@@ -169,12 +194,17 @@ def _explained(found: explain.Explanation) -> Response:
 
 
 async def _shown(
-    with_parts: parts.Parts, seen: read.Seen, wait_s: int | None, headers: Mapping[str, str] | None = None
+    with_parts: parts.Parts,
+    seen: read.Seen,
+    wait_s: int | None,
+    notes: noted.Noted,
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
     applied = dict(headers or {})
     if wait_s is not None:
         applied["Preference-Applied"] = f"wait={wait_s}"
         seen = await read.wait(with_parts, seen, wait_s=wait_s)
+    _note_task(notes, seen.row)
     return render.json_response(seen.document, headers=_headers(seen) | applied)
 
 

@@ -2,17 +2,17 @@
 
 Each function runs inside one transaction, may be run again, and does the transition, the settle or release, the
 followers' end and the webhooks that tell of it together. A word that means nothing in the task's state changes nothing
-(returns None). What must happen after the commit (who is told, what is counted) is `announce`.
+(returns None). What must happen after the commit (who is told, what is counted and logged) is `announce`; nothing is
+logged here before, since a transaction may be run again.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 from typing import Final, assert_never
 
 from gateway import failpoints, metrics
-from gateway.flow import notice, parts
+from gateway.flow import changes, notice, parts
 from gateway.rules import money, pricing, retry, strict_json, task
 from gateway.rules import request as requests
 from gateway.rules.money import Nanos
@@ -21,18 +21,6 @@ from gateway.store.database import Tx
 
 LOST_AFTER_S: Final = 90.0
 """A repeated POST whose outcome nobody recorded by then is due again: the process ended meanwhile."""
-_SETTLED_JUST_NOW: Final = (task.State.DELIVERED, task.State.FAILED, task.State.CANCELLED)
-"""States that a change leads to with the settle itself; `completed` comes later."""
-
-log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """A task after its change, and the followers that ended with it as (task id, team)."""
-
-    row: tasks.Task
-    followers: tuple[tuple[str, str], ...] = ()
 
 
 def attempt(tx: Tx, row: tasks.Task, *, key_ref: str, key_digest: bytes, now: float) -> tasks.Task | None:
@@ -53,7 +41,7 @@ def attempt(tx: Tx, row: tasks.Task, *, key_ref: str, key_digest: bytes, now: fl
     )
 
 
-def answer(tx: Tx, row: tasks.Task, outcome: task.SubmitOutcome, *, now: float, luck: float) -> Change | None:
+def answer(tx: Tx, row: tasks.Task, outcome: task.SubmitOutcome, *, now: float, luck: float) -> changes.Change | None:
     """What came of a POST."""
     match outcome:
         case task.Accepted():
@@ -65,7 +53,7 @@ def answer(tx: Tx, row: tasks.Task, outcome: task.SubmitOutcome, *, now: float, 
             if ended is not None:
                 failpoints.reach("advance.refuse")
                 ledger.release(tx, hold_of(row), now=now, why=f"refused {outcome.status}")
-            return ended
+            return _with(ended, changes.Hold.RELEASE)
         case task.NotSent():
             return _put_off(tx, row, outcome, now=now, luck=luck)
         case task.InDoubt():
@@ -74,7 +62,7 @@ def answer(tx: Tx, row: tasks.Task, outcome: task.SubmitOutcome, *, now: float, 
             assert_never(outcome)
 
 
-def expire(tx: Tx, row: tasks.Task, *, now: float, why: str, is_answer: bool = False) -> Change | None:
+def expire(tx: Tx, row: tasks.Task, *, now: float, why: str, is_answer: bool = False) -> changes.Change | None:
     """The task was provably never accepted, and its time is over.
 
     `is_answer`: the client hears of it as the answer to its submit, so the same idempotency key may try again.
@@ -90,15 +78,16 @@ def expire(tx: Tx, row: tasks.Task, *, now: float, why: str, is_answer: bool = F
     if ended is not None:
         failpoints.reach("advance.expire")
         ledger.release(tx, hold_of(row), now=now, why=why)
-    return ended
+    return _with(ended, changes.Hold.RELEASE)
 
 
-def withdraw(tx: Tx, row: tasks.Task, *, now: float) -> Change | None:
+def withdraw(tx: Tx, row: tasks.Task, *, now: float) -> changes.Change | None:
     """The client cancels what the vendor never had: a waiting task is released, a follower leaves its leader."""
     ended = _end(tx, row, task.Event.WITHDRAWN, now=now, cost_nanos=0)
     if ended is not None and row.state in task.HOLDING:
         failpoints.reach("advance.withdraw")
         ledger.release(tx, hold_of(row), now=now, why="cancelled before it was accepted")
+        return _with(ended, changes.Hold.RELEASE)
     return ended
 
 
@@ -121,8 +110,8 @@ def hasten(tx: Tx, row: tasks.Task, *, now: float) -> None:
     tasks.note(tx, row, next_at=now)
 
 
-def abandon(tx: Tx, row: tasks.Task, *, now: float) -> Change | None:
-    """In doubt for too long: only an operator ends the hold. Nobody follows the task any more."""
+def abandon(tx: Tx, row: tasks.Task, *, now: float, why: str) -> changes.Change | None:
+    """In doubt, and not to be repeated: only an operator ends the hold. Nobody follows the task any more."""
     failure = strict_json.dumps(
         {
             "message": "The upstream never said whether it took the task that this one waited for; send it again.",
@@ -134,10 +123,11 @@ def abandon(tx: Tx, row: tasks.Task, *, now: float) -> Change | None:
         return None
     failpoints.reach("advance.abandon")
     notice.note_followers(tx, row.id, task.State.FAILED, now=now)
-    return Change(row=kept, followers=tuple(tasks.end_followers(tx, row.id, task.State.FAILED, ended_at=now)))
+    followers = tasks.end_followers(tx, row.id, task.State.FAILED, ended_at=now)
+    return changes.Change(row=kept, before=row.state, followers=tuple(followers), left_because=why)
 
 
-def resolve(tx: Tx, row: tasks.Task, *, charged_nanos: Nanos | None, why: str, now: float) -> Change | None:
+def resolve(tx: Tx, row: tasks.Task, *, charged_nanos: Nanos | None, why: str, now: float) -> changes.Change | None:
     """An operator's decision ends the hold (M7): it is settled to `charged_nanos`, or released where that is None."""
     found = "came to nothing and cost nothing" if charged_nanos is None else "was billed and its result is lost"
     message = f"The upstream never said how this task ended; whoever runs the gateway found that it {found}."
@@ -148,19 +138,19 @@ def resolve(tx: Tx, row: tasks.Task, *, charged_nanos: Nanos | None, why: str, n
         return None
     if charged_nanos is None:
         ledger.release(tx, hold_of(row), now=now, why=why)
-    else:
-        ledger.settle(tx, hold_of(row), pricing.charge(row.quote(), charged_nanos, n=row.n), now=now, why=why)
-    return ended
+        return _with(ended, changes.Hold.RELEASE)
+    ledger.settle(tx, hold_of(row), pricing.charge(row.quote(), charged_nanos, n=row.n), now=now, why=why)
+    return _with(ended, changes.Hold.SETTLE)
 
 
 def report(
     tx: Tx, row: tasks.Task, outcome: task.Outcome, document: bytes, *, now: float, next_at: float
-) -> Change | None:
+) -> changes.Change | None:
     """What the vendor says about an accepted task; the first word about its end decides."""
     match outcome.event:
         case None:
             kept = tasks.move(tx, row, row.state, document=document, troubles=0, next_at=next_at)
-            return None if kept is None else Change(row=kept)
+            return None if kept is None else changes.Change(row=kept, before=row.state)
         case task.Event.DELIVERED:
             return _deliver(tx, row, outcome, document, now=now)
         case _:
@@ -174,35 +164,35 @@ def report(
             else:
                 ledger.release(tx, hold_of(row), now=now, why=outcome.event)
             tasks.note(tx, ended.row, cost_nanos=cost.nanos, settled_at=now)
-            return dataclasses.replace(ended, row=dataclasses.replace(ended.row, cost_nanos=cost.nanos))
+            settled = dataclasses.replace(ended, row=dataclasses.replace(ended.row, cost_nanos=cost.nanos))
+            return _with(settled, changes.Hold.SETTLE if cost.nanos else changes.Hold.RELEASE)
 
 
-def mirror(tx: Tx, row: tasks.Task, *, now: float, next_at: float | None) -> Change | None:
+def mirror(tx: Tx, row: tasks.Task, *, now: float, next_at: float | None) -> changes.Change | None:
     """The media are kept, or the patience is over: `completed` may be shown. `next_at`: mirroring goes on then."""
     ended = _end(tx, row, task.Event.MIRRORED, now=now, next_at=next_at, troubles=0)
     if ended is None:
         return None
     failpoints.reach("advance.mirror")
     avoided: dict[str, int] = {}
-    for _, team in ended.followers:
-        avoided[team] = avoided.get(team, 0) + (row.cost_nanos or 0)
+    for each in ended.followers:
+        avoided[each.team] = avoided.get(each.team, 0) + (row.cost_nanos or 0)
     for team, nanos in avoided.items():
         ledger.avoid(tx, team=team, model=row.model, tier=row.tier, coalesced_nanos=nanos)
     return ended
 
 
-def announce(with_parts: parts.Parts, change: Change | None) -> None:
-    """After the commit: wake who waits and count what ended."""
+def announce(with_parts: parts.Parts, change: changes.Change | None) -> None:
+    """After the commit: wake who waits, count what ended and log what changed."""
     if change is None:
         return
     row = change.row
+    changes.tell(with_parts, change)
     with_parts.watch.changed(row.id)
     if change.followers or (row.callback_url is not None and row.state in task.ENDED):
         with_parts.wake_deliver()
-    if row.state in _SETTLED_JUST_NOW and (row.cost_nanos or 0) > row.quote_nanos:
-        log.error("task %s: the vendor billed more than the quote; recorded as overage", row.id)
     models = with_parts.in_force.policies.models
-    model = row.model if row.model in models else metrics.OTHER
+    model = changes.model_of(with_parts, row)
     # Where the catalogue does not say what a model can do, a client may name any action.
     is_known = row.action == requests.DEFAULT_ACTION or any(
         row.action in (each.actions or ()) for each in models.values()
@@ -210,9 +200,9 @@ def announce(with_parts: parts.Parts, change: Change | None) -> None:
     action = row.action if is_known else metrics.OTHER
     if with_parts.tracing.is_on and row.leader_id is None:
         _trace(with_parts, row, model)
-    for task_id, team in change.followers:
-        with_parts.watch.changed(task_id)
-        metrics.TASKS.labels(team, model, action, follower_end(row.state).value).inc()
+    for each in change.followers:
+        with_parts.watch.changed(each.id)
+        metrics.TASKS.labels(each.team, model, action, changes.follower_end(row.state).value).inc()
     if row.state not in task.ENDED:
         return
     metrics.TASKS.labels(row.team, model, action, row.state.value).inc()
@@ -238,11 +228,6 @@ def _trace(with_parts: parts.Parts, row: tasks.Task, model: str) -> None:
     span.end(at=ended_at)
 
 
-def follower_end(state: task.State) -> task.State:
-    """The end of those who follow a task in this state."""
-    return state if state in (task.State.COMPLETED, task.State.CANCELLED) else task.State.FAILED
-
-
 def hold_of(row: tasks.Task) -> ledger.Hold:
     """The reservation of a task, as the ledger knows it."""
     return ledger.Hold(
@@ -257,11 +242,11 @@ def hold_of(row: tasks.Task) -> ledger.Hold:
     )
 
 
-def _accept(tx: Tx, row: tasks.Task, outcome: task.Accepted, *, now: float, luck: float) -> Change | None:
+def _accept(tx: Tx, row: tasks.Task, outcome: task.Accepted, *, now: float, luck: float) -> changes.Change | None:
     holder = tasks.get_by_upstream_task_id(tx, outcome.upstream_task_id)
     if holder is not None and holder.id != row.id:
-        log.error("task %s: the vendor answered with the id of our task %s; it is in doubt", row.id, holder.id)
-        return _doubt(tx, row, now=now, luck=luck)
+        doubted = _doubt(tx, row, now=now, luck=luck)
+        return None if doubted is None else dataclasses.replace(doubted, holder_id=holder.id)
     failpoints.reach("advance.accept")
     return _move(
         tx,
@@ -275,13 +260,13 @@ def _accept(tx: Tx, row: tasks.Task, outcome: task.Accepted, *, now: float, luck
     )
 
 
-def _doubt(tx: Tx, row: tasks.Task, *, now: float, luck: float) -> Change | None:
+def _doubt(tx: Tx, row: tasks.Task, *, now: float, luck: float) -> changes.Change | None:
     failpoints.reach("advance.doubt")
     at = now + retry.resubmit_delay(row.attempts, luck=luck)
     return _move(tx, row, task.Event.LOST, next_at=at) or _stay(tx, row, at)
 
 
-def _deliver(tx: Tx, row: tasks.Task, outcome: task.Outcome, document: bytes, *, now: float) -> Change | None:
+def _deliver(tx: Tx, row: tasks.Task, outcome: task.Outcome, document: bytes, *, now: float) -> changes.Change | None:
     cost = pricing.settle(row.quote(), outcome, n=row.n)
     moved = _move(
         tx,
@@ -298,10 +283,10 @@ def _deliver(tx: Tx, row: tasks.Task, outcome: task.Outcome, document: bytes, *,
         ledger.settle(tx, hold_of(row), cost, now=now)
         failpoints.reach("advance.settled")
         tasks.add_media(tx, row.id, outcome.media)
-    return moved
+    return _with(moved, changes.Hold.SETTLE)
 
 
-def _put_off(tx: Tx, row: tasks.Task, outcome: task.NotSent, *, now: float, luck: float) -> Change | None:
+def _put_off(tx: Tx, row: tasks.Task, outcome: task.NotSent, *, now: float, luck: float) -> changes.Change | None:
     """Not accepted this time. A task in doubt stays in doubt: an earlier POST may have arrived.
 
     With a complaint about our key, Retry-After is not heard: a key that is mended is to be used at once.
@@ -314,24 +299,38 @@ def _put_off(tx: Tx, row: tasks.Task, outcome: task.NotSent, *, now: float, luck
     failpoints.reach("advance.put_off")
     if outcome.reset_at is not None and outcome.reset_at > row.deadline_at:
         why = "the vendor's quota window resets past the deadline"
-        return expire(tx, waiting.row, now=now, why=why, is_answer=row.is_awaited())
+        return began_as(row, expire(tx, waiting.row, now=now, why=why, is_answer=row.is_awaited()))
     return waiting
 
 
-def _stay(tx: Tx, row: tasks.Task, next_at: float) -> Change | None:
+def _stay(tx: Tx, row: tasks.Task, next_at: float) -> changes.Change | None:
     kept = tasks.move(tx, row, row.state, next_at=next_at) if row.state is task.State.IN_DOUBT else None
-    return None if kept is None else Change(row=kept)
+    return None if kept is None else changes.Change(row=kept, before=row.state)
 
 
-def _move(tx: Tx, row: tasks.Task, event: task.Event, **columns: object) -> Change | None:
+def began_as(row: tasks.Task, change: changes.Change | None) -> changes.Change | None:
+    """The last of several changes in one transaction, seen from where the first one began."""
+    return None if change is None else dataclasses.replace(change, before=row.state)
+
+
+def _with(change: changes.Change | None, hold: changes.Hold) -> changes.Change | None:
+    """The change with what the ledger did."""
+    if change is None:
+        return None
+    if hold is changes.Hold.SETTLE and (change.row.cost_nanos or 0) > change.row.quote_nanos:
+        hold = changes.Hold.OVERAGE
+    return dataclasses.replace(change, hold=hold)
+
+
+def _move(tx: Tx, row: tasks.Task, event: task.Event, **columns: object) -> changes.Change | None:
     state = task.step(row.state, event)
     moved = None if state is None else tasks.move(tx, row, state, **columns)
-    return None if moved is None else Change(row=moved)
+    return None if moved is None else changes.Change(row=moved, before=row.state, cause=event)
 
 
 def _end(
     tx: Tx, row: tasks.Task, event: task.Event, *, now: float, is_answer: bool = False, **columns: object
-) -> Change | None:
+) -> changes.Change | None:
     """Move to an end: nobody follows the task any more, and its followers end with it.
 
     `is_answer`: the client hears of it as the answer to its submit and never learns the task's id, so no webhook
@@ -343,9 +342,9 @@ def _end(
     failpoints.reach("advance.end")
     if not is_answer:
         notice.note(tx, moved.row, now=now)
-    state = follower_end(moved.row.state)
+    state = changes.follower_end(moved.row.state)
     notice.note_followers(tx, row.id, state, now=now)
-    return Change(row=moved.row, followers=tuple(tasks.end_followers(tx, row.id, state, ended_at=now)))
+    return dataclasses.replace(moved, followers=tuple(tasks.end_followers(tx, row.id, state, ended_at=now)))
 
 
 def _error_of(document: bytes) -> bytes:

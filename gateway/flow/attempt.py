@@ -12,8 +12,9 @@ import logging
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from gateway import errors, failpoints, metrics, tracing
-from gateway.flow import advance, parts
+from gateway import errors, failpoints, log_events, logs, metrics, tracing
+from gateway.flow import advance, changes, parts
+from gateway.outbound import upstream
 from gateway.rules import circuit, policy, task
 from gateway.store import tasks
 from gateway.store.database import Tx
@@ -41,29 +42,28 @@ async def post(with_parts: parts.Parts, row: tasks.Task, key: str) -> None:
         note_key(row.team, row.id, is_refused=False)
     elif isinstance(outcome, task.NotSent) and outcome.is_key_refused:
         note_key(row.team, row.id, is_refused=True)
-    if isinstance(outcome, (task.NotSent, task.InDoubt)):
-        log.warning("task %s: submit attempt %d: %s", row.id, row.attempts, outcome.reason)
     try:
         change = await _record(with_parts, row, outcome)
     except Exception:
-        log.exception("task %s: the vendor's answer could not be recorded; it is in doubt", row.id)
+        told = "the vendor's answer could not be recorded; it is in doubt"
+        log.exception(log_events.Message(message=told, task_id=row.id))
         change = await _record(with_parts, row, task.InDoubt(reason="unrecorded"))
     failpoints.reach("attempt.recorded")
     advance.announce(with_parts, change)
 
 
-async def _record(with_parts: parts.Parts, row: tasks.Task, outcome: task.SubmitOutcome) -> advance.Change | None:
+async def _record(with_parts: parts.Parts, row: tasks.Task, outcome: task.SubmitOutcome) -> changes.Change | None:
     now, luck = with_parts.clock(), with_parts.luck()
     is_refused_now = outcome == task.NotSent(reason=task.NO_CONNECTION) and _refuses_outages(with_parts, row)
 
-    def record(tx: Tx) -> advance.Change | None:
+    def record(tx: Tx) -> changes.Change | None:
         change = advance.answer(tx, row, outcome, now=now, luck=luck)
         if change is not None and change.row.state is task.State.IN_DOUBT and not with_parts.is_upstream_idempotent:
-            log.error("task %s is in doubt and must not be sent twice: its hold waits for the operator", row.id)
-            return advance.abandon(tx, change.row, now=now)
+            why = "the upstream ignores idempotency keys, so it must not be sent twice"
+            return advance.began_as(row, advance.abandon(tx, change.row, now=now, why=why))
         if is_refused_now and change is not None and change.row.state is task.State.WAITING:
             why = "no connection, and the team's upstream_down is refuse"
-            return advance.expire(tx, change.row, now=now, why=why, is_answer=True)
+            return advance.began_as(row, advance.expire(tx, change.row, now=now, why=why, is_answer=True))
         return change
 
     return await persist(with_parts, record)
@@ -87,12 +87,23 @@ async def _sent(with_parts: parts.Parts, row: tasks.Task, key: str, span: tracin
     traceparent = span.traceparent or row.traceparent
     try:
         return await with_parts.upstream.submit(
-            row.request, key=key, idempotency_key=row.upstream_idempotency_key, traceparent=traceparent, span=span
+            row.request,
+            key=key,
+            idempotency_key=row.upstream_idempotency_key,
+            about=about(row, attempt=row.attempts),
+            traceparent=traceparent,
+            span=span,
         )
     except Exception:  # a bug of ours must not leave a hold that nobody looks after
         span.fail("unforeseen")
-        log.exception("task %s: the POST failed in a way that nobody foresaw", row.id)
+        told = "the POST failed in a way that nobody foresaw"
+        log.exception(log_events.Message(message=told, task_id=row.id))
         return task.InDoubt(reason="unforeseen")
+
+
+def about(row: tasks.Task, *, attempt: int | None = None) -> upstream.About:
+    """The task that a call to the upstream is about; `attempt`: of a submit."""
+    return upstream.About(task_id=row.id, request_id=row.request_id, attempt=attempt)
 
 
 async def persist(with_parts: parts.Parts, fn: Callable[[Tx], T]) -> T:
@@ -109,4 +120,4 @@ def note_key(team: str, task_id: str, *, is_refused: bool) -> None:
     """Raise or lower the alarm about a team's upstream key."""
     metrics.UPSTREAM_KEY_OK.labels(team).set(0 if is_refused else 1)
     if is_refused:
-        log.error("task %s: the upstream refuses the key or wallet of team %s", task_id, team)
+        logs.note(log, logging.ERROR, log_events.UpstreamKeyRefused(team=team, task_id=task_id))

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Final, assert_never
 
 from gateway import errors, failpoints, wire
-from gateway.flow import advance, attempt, parts, poll
+from gateway.flow import advance, attempt, changes, parts, poll
 from gateway.rules import money, task
 from gateway.store import tasks
 from gateway.store.database import Tx
@@ -49,7 +49,7 @@ async def cancel(with_parts: parts.Parts, team: str, task_id: str) -> Answer | N
         return None
     begin = functools.partial(_begin, seen=row, now=with_parts.clock())
     begun = await with_parts.database.write(begin)
-    if isinstance(begun, advance.Change):
+    if isinstance(begun, changes.Change):
         failpoints.reach("cancel.ended")
         advance.announce(with_parts, begun)
         refunded = money.quota_above(begun.row.quote_nanos)
@@ -58,7 +58,7 @@ async def cancel(with_parts: parts.Parts, team: str, task_id: str) -> Answer | N
     return await _ask(with_parts, begun)
 
 
-def _begin(tx: Tx, *, seen: tasks.Task, now: float) -> advance.Change | tasks.Task:
+def _begin(tx: Tx, *, seen: tasks.Task, now: float) -> changes.Change | tasks.Task:
     """End what the vendor never had, or return the task that it must be asked about."""
     row = tasks.get(tx, seen.id) or seen
     if tasks.has_followers(tx, row.id):
@@ -86,7 +86,7 @@ async def _ask(with_parts: parts.Parts, row: tasks.Task) -> Answer:
             "gateway must set it. The task goes on.",
             headers={"Retry-After": str(AGAIN_AFTER_S)},
         )
-    outcome = await with_parts.upstream.cancel(row.upstream_task_id, key=key)
+    outcome = await with_parts.upstream.cancel(row.upstream_task_id, key=key, about=attempt.about(row))
     failpoints.reach("cancel.after")
     match outcome:
         case task.Told():
@@ -94,13 +94,11 @@ async def _ask(with_parts: parts.Parts, row: tasks.Task) -> Answer:
             await _look_soon(with_parts, row, is_going_on=outcome.is_refusal)
             return Answer(status=outcome.status, document=wire.render_answer(_view(with_parts, row), outcome.document))
         case task.NotSent():
-            log.warning("task %s: the upstream did not take up its cancel: %s", row.id, outcome.reason)
             if outcome.is_key_refused:
                 attempt.note_key(row.team, row.id, is_refused=True)
             await _note(with_parts, functools.partial(advance.unhide, row=row))
             raise _not_sent(outcome)
         case task.Lost():
-            log.warning("task %s: it is not known what its cancel did: %s", row.id, outcome.reason)
             await _look_soon(with_parts, row, is_going_on=False)
             raise _lost(outcome)
         case _:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from gateway import metrics
+from gateway import log_events, logs, metrics
 from gateway.rules import circuit
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,6 @@ class UpstreamCircuit:
             return
         metrics.UPSTREAM_CIRCUIT_OPEN.set(1 if is_open else 0)
         if is_open:
-            log.error("the upstream is down; submits are held back but for one every %g s", circuit.PROBE_EVERY_S)
+            logs.note(log, logging.ERROR, log_events.UpstreamDown(probe_every_s=circuit.PROBE_EVERY_S))
         else:
-            log.warning("the upstream is there again; what was held back leaves, oldest first")
+            logs.note(log, logging.WARNING, log_events.UpstreamBack())

@@ -14,7 +14,7 @@ import urllib.parse
 from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
-from gateway import failpoints, metrics
+from gateway import failpoints, log_events, logs, metrics
 from gateway.flow import attempt, parts, read
 from gateway.outbound import webhook
 from gateway.rules import delivery, policy
@@ -41,6 +41,8 @@ class _Letter:
     """A webhook as it would be sent now."""
 
     row: outbox.Delivery
+    request_id: str
+    """Of the submit."""
     url: str
     body: bytes
 
@@ -59,6 +61,7 @@ async def step(with_parts: parts.Parts, task_id: str) -> None:
     with _place(with_parts, letter.row.receiver) as has_place:
         if not has_place:
             return
+        began_at = with_parts.clock()
         failpoints.reach("deliver.before")
         outcome = await _send(with_parts, letter)
         failpoints.reach("deliver.after")
@@ -67,7 +70,7 @@ async def step(with_parts: parts.Parts, task_id: str) -> None:
         state = await attempt.persist(with_parts, record)
         failpoints.reach("deliver.recorded")
     with_parts.wake_deliver()  # more may be due for this receiver than had a place
-    _tell(letter.row, outcome, state)
+    _tell(letter, outcome, state, ms=round((now - began_at) * 1000, 1))
 
 
 def _letter(tx: Tx, with_parts: parts.Parts, task_id: str) -> _Letter | None:
@@ -76,7 +79,8 @@ def _letter(tx: Tx, with_parts: parts.Parts, task_id: str) -> _Letter | None:
         return None
     if task_row is None or task_row.callback_url is None:
         return None
-    return _Letter(row=row, url=task_row.callback_url, body=read.shown(tx, with_parts, task_row).document)
+    body = read.shown(tx, with_parts, task_row).document
+    return _Letter(row=row, request_id=task_row.request_id, url=task_row.callback_url, body=body)
 
 
 @contextlib.contextmanager
@@ -140,9 +144,19 @@ def _record(
     return outbox.State.PENDING
 
 
-def _tell(row: outbox.Delivery, outcome: webhook.Delivered | webhook.Failed, state: outbox.State) -> None:
+def _tell(letter: _Letter, outcome: webhook.Delivered | webhook.Failed, state: outbox.State, *, ms: float) -> None:
+    row, is_failed = letter.row, isinstance(outcome, webhook.Failed)
     metrics.WEBHOOKS.labels(_OUTCOMES[state]).inc()
-    if isinstance(outcome, webhook.Failed):
-        is_last = " and is given up" if state is outbox.State.GIVEN_UP else ""
-        attempts, detail = row.attempts + 1, outcome.detail
-        log.warning("task %s: webhook to %s, attempt %d%s: %s", row.task_id, row.receiver, attempts, is_last, detail)
+    tried = log_events.WebhookAttempt(
+        outcome=_OUTCOMES[state],
+        task_id=row.task_id,
+        request_id=letter.request_id,
+        team=row.team,
+        webhook_id=delivery.webhook_id(row.task_id),
+        receiver=row.receiver,
+        attempt=row.attempts + 1,
+        status=outcome.status,
+        detail=outcome.detail if isinstance(outcome, webhook.Failed) else None,
+        ms=ms,
+    )
+    logs.note(log, logging.WARNING if is_failed else logging.INFO, tried)

@@ -7,12 +7,14 @@ patience the task completes with the vendor's own URL, and mirroring goes on unt
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import logging
+import urllib.parse
 from collections.abc import Collection
 from typing import Final
 
-from gateway import failpoints, metrics, tracing
+from gateway import failpoints, log_events, logs, metrics, tracing
 from gateway.flow import advance, attempt, parts, poll
 from gateway.outbound import download, upstream
 from gateway.rules import retry, task
@@ -76,22 +78,81 @@ async def _fetch(with_parts: parts.Parts, row: tasks.Task, medium: tasks.Medium)
         return await _fetch_into(with_parts, row, medium, span)
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Try:
+    """One try at one file, as it is told of."""
+
+    with_parts: parts.Parts
+    row: tasks.Task
+    medium: tasks.Medium
+    span: tracing.Span
+    began_at: float
+
+    def kept(self, blob: media.BlobRow) -> None:
+        """The file and its row are there."""
+        metrics.MIRROR_BYTES.inc(blob.size_bytes)
+        if self.span.is_recording:
+            self.span.set({"wave.bytes": blob.size_bytes})
+        kept = log_events.MirrorKept(
+            task_id=self.row.id,
+            request_id=self.row.request_id,
+            position=self.medium.position,
+            digest=blob.digest,
+            bytes=blob.size_bytes,
+            host=_host_of(self.medium.upstream_url),
+            ms=self._ms(),
+            url=self._url(),
+        )
+        logs.note(log, logging.INFO, kept)
+
+    def failed(self, reason: str, detail: str) -> None:
+        """Nothing was kept."""
+        self.span.fail(reason)
+        metrics.MIRROR_FAILURES.labels(reason).inc()
+        failed = log_events.MirrorFailed(
+            task_id=self.row.id,
+            request_id=self.row.request_id,
+            position=self.medium.position,
+            reason=reason,
+            detail=detail,
+            host=_host_of(self.medium.upstream_url),
+            ms=self._ms(),
+            url=self._url(),
+        )
+        logs.note(log, logging.WARNING, failed)
+
+    def _ms(self) -> float:
+        return round((self.with_parts.clock() - self.began_at) * 1000, 1)
+
+    def _url(self) -> str | None:
+        return self.medium.upstream_url if self.with_parts.logs_content else None
+
+
+def _host_of(url: str) -> str:
+    """The host of a URL that the vendor wrote; empty where it names none."""
+    try:
+        return urllib.parse.urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
 async def _fetch_into(with_parts: parts.Parts, row: tasks.Task, medium: tasks.Medium, span: tracing.Span) -> int | None:
     blobs = with_parts.blobs
+    this = _Try(with_parts=with_parts, row=row, medium=medium, span=span, began_at=with_parts.clock())
     try:
         with blobs.temporary() as temporary:
             if blobs.free_bytes() < with_parts.min_free_bytes:
-                _failed(row, span, "disk", "less than --min-free is left; mirroring waits for room")
+                this.failed("disk", "less than --min-free is left; mirroring waits for room")
                 return None
             deadline_s = _fetch_deadline_s(with_parts, row)
             fetched = await with_parts.downloader.fetch(medium.upstream_url, sink=temporary.file, deadline_s=deadline_s)
             if isinstance(fetched, download.Failed):
-                _failed(row, span, fetched.reason.value, fetched.detail)
+                this.failed(fetched.reason.value, fetched.detail)
                 return None
             failpoints.reach("mirror.downloaded")
             await asyncio.to_thread(blobs.keep, temporary, fetched.digest)
     except OSError as error:
-        _failed(row, span, "disk", error.strerror or "I/O error")
+        this.failed("disk", error.strerror or "I/O error")
         return None
     blob = media.BlobRow(
         digest=fetched.digest, size_bytes=fetched.size_bytes, mime=fetched.mime, extension=fetched.extension
@@ -104,9 +165,7 @@ async def _fetch_into(with_parts: parts.Parts, row: tasks.Task, medium: tasks.Me
 
     await attempt.persist(with_parts, note)
     failpoints.reach("mirror.noted")
-    metrics.MIRROR_BYTES.inc(fetched.size_bytes)
-    if span.is_recording:
-        span.set({"wave.bytes": fetched.size_bytes})
+    this.kept(blob)
     return medium.position
 
 
@@ -124,18 +183,12 @@ for _reason in (*download.Reason, EXPIRED):  # from 0, so that `increase()` sees
     metrics.MIRROR_FAILURES.labels(_reason.value if isinstance(_reason, download.Reason) else _reason)
 
 
-def _failed(row: tasks.Task, span: tracing.Span, reason: str, detail: str) -> None:
-    span.fail(reason)
-    metrics.MIRROR_FAILURES.labels(reason).inc()
-    log.warning("task %s: a result could not be mirrored (%s): %s", row.id, reason, detail)
-
-
 async def _refreshed(with_parts: parts.Parts, row: tasks.Task, missing: list[tasks.Medium]) -> list[tasks.Medium]:
     """Ask the vendor once more: it may name other URLs for the same files."""
     key = poll.key_for(with_parts, row)
     if key is None or row.upstream_task_id is None:
         return missing
-    polled = await with_parts.upstream.poll(row.upstream_task_id, key=key)
+    polled = await with_parts.upstream.poll(row.upstream_task_id, key=key, about=attempt.about(row))
     if not isinstance(polled, upstream.Polled) or polled.outcome.event is not task.Event.DELIVERED:
         return missing
     fresh = functools.partial(tasks.renew_media, row=row, media=polled.outcome.media, document=polled.document)
@@ -156,7 +209,8 @@ async def _again(with_parts: parts.Parts, row: tasks.Task, missing: list[tasks.M
         next_at = min(next_at, patient_until)
     elif all((each.expires_at or (row.settled_at or now) + KEEP_TRYING_S) <= now for each in missing):
         metrics.MIRROR_FAILURES.labels(EXPIRED).inc(len(missing))
-        log.error("task %s: its results expired before they could be mirrored", row.id)
+        lost = log_events.MirrorExpired(task_id=row.id, request_id=row.request_id, files=len(missing))
+        logs.note(log, logging.ERROR, lost)
         next_at = None
     troubles = row.troubles + 1
     await with_parts.database.write(lambda tx: tasks.note(tx, row, next_at=next_at, troubles=troubles))

@@ -89,6 +89,8 @@ class Parts:
     """False: the upstream ignores idempotency keys, so a submit in doubt is never repeated."""
     buckets: dict[str, rate.Bucket] = dataclasses.field(default_factory=dict)
     """`requests_per_minute`, by team."""
+    logs_content: bool = False
+    """True: prompts and the vendor's signed URLs are logged."""
     tracing: tracing.Tracing = tracing.OFF
     audited: Audited = dataclasses.field(default_factory=Audited)
     scrapes: scrape.Turns = dataclasses.field(default_factory=scrape.Turns)

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Collection
 from typing import Final
 
-from gateway import failpoints
+from gateway import failpoints, log_events, logs
 from gateway.flow import advance, attempt, parts
 from gateway.outbound import upstream
 from gateway.rules import circuit, retry, task
@@ -37,26 +37,33 @@ async def step(with_parts: parts.Parts, task_id: str) -> None:
         return
     key = key_for(with_parts, row)
     if key is None:
-        log.error("task %s cannot be polled: no upstream key of team %s can be read", row.id, row.team)
+        missing = log_events.UpstreamKeyMissing(
+            team=row.team,
+            task_id=row.id,
+            request_id=row.request_id,
+            operation="poll",
+            reference=row.upstream_key_ref,
+        )
+        logs.note(log, logging.ERROR, missing)
         again = with_parts.clock() + WITHOUT_KEY_AGAIN_S
         await with_parts.database.write(lambda tx: tasks.note(tx, row, next_at=again))
         return
     began_at = with_parts.clock()
     with_parts.watch.polled(row.id, now=began_at)
     failpoints.reach("poll.before")
-    polled = await with_parts.upstream.poll(row.upstream_task_id, key=key)
+    polled = await with_parts.upstream.poll(row.upstream_task_id, key=key, about=attempt.about(row))
     failpoints.reach("poll.after")
     now, luck = with_parts.clock(), with_parts.luck()
     with_parts.circuit.hear(_word_of(polled), began_at=began_at, now=now)
     if isinstance(polled, upstream.Trouble):
         if polled.is_key_refused:
             attempt.note_key(row.team, row.id, is_refused=True)
-        log.warning("task %s: poll %s", row.id, polled.reason)
         again = now + retry.poll_trouble_delay(row.troubles + 1, luck=luck)
         await with_parts.database.write(lambda tx: tasks.note(tx, row, next_at=again, troubles=row.troubles + 1))
         return
     if not polled.outcome.is_cost_readable:
-        log.error("task %s: the vendor names a cost that makes no sense; the frozen price counts", row.id)
+        unreadable = log_events.UpstreamCostUnreadable(task_id=row.id, request_id=row.request_id)
+        logs.note(log, logging.ERROR, unreadable)
     age_s = now - (row.submitted_at or now)
     is_watched = with_parts.watch.is_watched(row.id, now=now)
     record = functools.partial(

@@ -7,7 +7,7 @@ operator where the upstream ignores idempotency keys. Everything else goes on wh
 from __future__ import annotations
 
 from gateway import failpoints
-from gateway.flow import advance, parts
+from gateway.flow import advance, changes, parts
 from gateway.rules import task
 from gateway.store import tasks
 from gateway.store.database import Tx
@@ -17,26 +17,31 @@ async def recover(with_parts: parts.Parts) -> int:
     """Put every interrupted submit in doubt, due at once; returns how many."""
     now = with_parts.clock()
 
-    def interrupted(tx: Tx) -> int:
+    def interrupted(tx: Tx) -> tuple[int, list[changes.Change]]:
         lost = task.InDoubt(reason="the gateway stopped during the POST")
         rows = [tasks.get(tx, task_id) for task_id in tasks.ids_in(tx, task.State.RESERVED)]
-        changes = [advance.answer(tx, row, lost, now=now, luck=0.0) for row in rows if row is not None]
+        doubted = [advance.answer(tx, row, lost, now=now, luck=0.0) for row in rows if row is not None]
+        made = [each for each in doubted if each is not None]
         failpoints.reach("recover.doubted")
         if with_parts.is_upstream_idempotent:
             tasks.resume_in_doubt(tx, now=now)
         else:
-            _leave_to_operator(tx, now)
+            made += _leave_to_operator(tx, now)
         failpoints.reach("recover.resumed")
-        return len(changes)
+        return len(doubted), made
 
     failpoints.reach("recover.before")
-    count = await with_parts.database.write(interrupted)
+    count, made = await with_parts.database.write(interrupted)
     failpoints.reach("recover.committed")
+    for each in made:
+        changes.tell(with_parts, each)
     with_parts.retry_budget.leave_out(await with_parts.database.read(tasks.ids_to_repeat))
     return count
 
 
-def _leave_to_operator(tx: Tx, now: float) -> None:
-    for row in (tasks.get(tx, task_id) for task_id in tasks.ids_in(tx, task.State.IN_DOUBT)):
-        if row is not None and row.next_at is not None:
-            advance.abandon(tx, row, now=now)
+def _leave_to_operator(tx: Tx, now: float) -> list[changes.Change]:
+    why = "the upstream ignores idempotency keys, so it must not be sent twice"
+    found = (tasks.get(tx, task_id) for task_id in tasks.ids_in(tx, task.State.IN_DOUBT))
+    open_rows = [row for row in found if row is not None and row.next_at is not None]
+    left = [advance.abandon(tx, row, now=now, why=why) for row in open_rows]
+    return [each for each in left if each is not None]

@@ -12,7 +12,7 @@ import functools
 from collections.abc import Collection
 from typing import Final
 
-from gateway.flow import advance, scrape
+from gateway.flow import advance, changes, scrape
 from gateway.rules import money, task
 from gateway.rules.money import Nanos
 from gateway.store import ledger, tasks
@@ -46,7 +46,7 @@ class Unresolved:
 
 async def resolve(
     database: Database, decision: Decision, *, now: float, repeating: Collection[str] = ()
-) -> advance.Change | Unresolved:
+) -> changes.Change | Unresolved:
     """End a hold by an operator's decision; `repeating`: the tasks of which a later POST is under way, as it changes.
 
     Raises OurError `unavailable` while the ledger cannot be written.
@@ -54,7 +54,7 @@ async def resolve(
     return await database.write(functools.partial(_resolve, decision=decision, now=now, repeating=repeating))
 
 
-def _resolve(tx: Tx, *, decision: Decision, now: float, repeating: Collection[str]) -> advance.Change | Unresolved:
+def _resolve(tx: Tx, *, decision: Decision, now: float, repeating: Collection[str]) -> changes.Change | Unresolved:
     row = tasks.get(tx, decision.task_id)
     if row is None:
         return Unresolved(

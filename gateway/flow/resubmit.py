@@ -16,8 +16,8 @@ import logging
 from collections.abc import Collection
 from typing import Final
 
-from gateway import failpoints
-from gateway.flow import advance, attempt, parts
+from gateway import failpoints, log_events, logs
+from gateway.flow import advance, attempt, changes, parts
 from gateway.rules import retry, task
 from gateway.store import tasks
 from gateway.store.database import Tx
@@ -61,7 +61,9 @@ async def step(with_parts: parts.Parts, task_id: str) -> None:
         advance.announce(with_parts, expired)
         return
     if row.state is task.State.IN_DOUBT and now - (row.first_attempt_at or now) >= retry.FORGETS_AFTER_S:
-        await _abandon(with_parts, row, "for 23 hours")
+        await _abandon(
+            with_parts, row, "it has been in doubt for 23 hours, and the vendor forgets idempotency keys at 24"
+        )
         return
     await _send_again(with_parts, row)
 
@@ -70,10 +72,13 @@ async def _send_again(with_parts: parts.Parts, row: tasks.Task) -> None:
     now = with_parts.clock()
     key_ref, key = _key_for(with_parts, row)
     if key is None and _is_key_replaced(with_parts, row) and now >= row.deadline_at:
-        await _abandon(with_parts, row, "and its upstream key was replaced")
+        await _abandon(with_parts, row, "its upstream key was replaced, and another one must not see it")
         return
     if key is None:
-        log.warning("task %s cannot be sent: the upstream key %s cannot be used for it", row.id, key_ref)
+        missing = log_events.UpstreamKeyMissing(
+            team=row.team, task_id=row.id, request_id=row.request_id, operation="submit", reference=key_ref
+        )
+        logs.note(log, logging.WARNING, missing)
         again = now + WITHOUT_KEY_AGAIN_S
         await with_parts.database.write(lambda tx: tasks.note(tx, row, next_at=again))
         return
@@ -89,14 +94,14 @@ async def _send_again(with_parts: parts.Parts, row: tasks.Task) -> None:
         begun = await with_parts.database.write(begin)
         if begun is not None:
             failpoints.reach("resubmit.begun")
+            changes.tell(with_parts, changes.Change(row=begun, before=row.state, cause=task.Event.ATTEMPTED))
             await attempt.post(with_parts, begun, key)
     finally:
         with_parts.repeating.discard(row.id)
 
 
 async def _abandon(with_parts: parts.Parts, row: tasks.Task, why: str) -> None:
-    log.error("task %s is in doubt %s; it is not repeated any more, its hold waits for the operator", row.id, why)
-    abandon = functools.partial(advance.abandon, row=row, now=with_parts.clock())
+    abandon = functools.partial(advance.abandon, row=row, now=with_parts.clock(), why=why)
     advance.announce(with_parts, await with_parts.database.write(abandon))
 
 

@@ -12,11 +12,12 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from gateway import errors, failpoints, metrics, wire
-from gateway.flow import advance, attempt, mirror, notice, parts, plan, references
+from gateway import errors, failpoints, log_events, logs, metrics, wire
+from gateway.flow import advance, attempt, changes, mirror, notice, parts, plan, references
 from gateway.outbound import address
 from gateway.rules import budget, policy, pricing, rate, task
 from gateway.rules import request as requests
@@ -31,6 +32,8 @@ ANSWER_WITHIN_S: Final = 40.0
 LOOK_AGAIN_S: Final = 1.0
 RETRIED_WITHIN_S: Final = 600.0
 """A request that says it is a retry is one of a task this young: an SDK waits no longer for an answer."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +108,10 @@ async def submit(with_parts: parts.Parts, caller: Caller, body: bytes, options: 
         decided = await _decide(with_parts, caller, request, options) if replay is None else (replay, False)
     if isinstance(decided, policy.Deny):
         metrics.POLICY_DECISIONS.labels(caller.team, "deny", decided.code).inc()
+        denied = log_events.PolicyDenied(
+            request_id=options.request_id, team=caller.team, key=caller.key, code=decided.code, rule=decided.rule
+        )
+        logs.note(log, logging.INFO, denied)
         return decided
     row, is_new = decided
     if not is_new:
@@ -112,8 +119,9 @@ async def submit(with_parts: parts.Parts, caller: Caller, body: bytes, options: 
     metrics.POLICY_DECISIONS.labels(caller.team, "allow", "").inc()
     metrics.CACHE_REQUESTS.labels(caller.team, row.x_cache.lower()).inc()
     if row.leader_id is not None:
-        advance.announce(with_parts, advance.Change(row=row))
+        advance.announce(with_parts, changes.Change(row=row, before=None))
         return Submitted(row=row)
+    changes.tell(with_parts, changes.Change(row=row, before=None, hold=changes.Hold.RESERVE))
     with_parts.retry_budget.submitted(now=row.created_at)
     failpoints.reach("submit.admitted")
     if row.state is task.State.RESERVED:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import ssl
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ import aiohttp
 import httpx
 import httpx_aiohttp
 
-from gateway import VERSION, metrics, tracing, wire
+from gateway import VERSION, log_events, logs, metrics, tracing, wire
 from gateway.outbound import address, tunnel
 from gateway.rules import reconcile, task
 
@@ -30,6 +31,19 @@ MOST_CONNECTIONS: Final = 256
 KEY_REMOVED: Final = b"[upstream key]"
 LEAST_KEY_REMOVED: Final = 16
 """Shorter ones are no secrets, and could be found in any text."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """Which task a call is about: for the log, and by `X-Request-Id` for the vendor's support."""
+
+    task_id: str
+    request_id: str
+    """Of the client's submit, on every call about its task."""
+    attempt: int | None = None
+    """Of a submit, from 1."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +77,35 @@ class _Silence:
     reason: str
     is_sent: bool = True
     is_answered: bool = False
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class _Call:
+    """A request on its way, and what is known of its answer."""
+
+    operation: str
+    about: About | None
+    started: float = dataclasses.field(default_factory=time.perf_counter)
+    status: int | None = None
+
+    def ended(self, outcome: str, *, reason: str | None, level: int) -> None:
+        """Count it, and log it."""
+        seconds = time.perf_counter() - self.started
+        metrics.UPSTREAM_REQUESTS.labels(self.operation, outcome).inc()
+        metrics.UPSTREAM_DURATION.labels(self.operation, outcome).observe(seconds)
+        if not log.isEnabledFor(level):
+            return
+        called = log_events.UpstreamCall(
+            operation=self.operation,
+            outcome=outcome,
+            status=self.status,
+            reason=None if reason == str(self.status) else reason,
+            ms=round(seconds * 1000, 1),
+            task_id=self.about.task_id if self.about else None,
+            request_id=self.about.request_id if self.about else None,
+            attempt=self.about.attempt if self.about else None,
+        )
+        logs.note(log, level, called)
 
 
 class _TooLarge(Exception):
@@ -102,6 +145,7 @@ class Upstream:
         *,
         key: str,
         idempotency_key: str | None,
+        about: About | None = None,
         traceparent: str | None = None,
         span: tracing.Span = tracing.NOTHING,
     ) -> task.SubmitOutcome:
@@ -111,30 +155,30 @@ class Upstream:
             headers["Idempotency-Key"] = idempotency_key
         if traceparent is not None:
             headers["traceparent"] = traceparent
-        started = time.perf_counter()
-        outcome = await self._submit(body, headers, key, span)
-        _observe("submit", _submit_label(outcome), started)
+        call = _Call(operation="submit", about=about)
+        outcome = await self._submit(body, headers, key, span, call)
+        _tell(call, _submit_label(outcome), outcome)
         return outcome
 
-    async def poll(self, upstream_task_id: str, *, key: str) -> Polled | Trouble:
+    async def poll(self, upstream_task_id: str, *, key: str, about: About | None = None) -> Polled | Trouble:
         """GET a task."""
-        started = time.perf_counter()
-        result = await self._poll(upstream_task_id, key)
-        _observe("poll", "ok" if isinstance(result, Polled) else _trouble_label(result), started)
+        call = _Call(operation="poll", about=about)
+        result = await self._poll(upstream_task_id, key, call)
+        _tell_get(call, result)
         return result
 
     async def balance(self, *, key: str) -> reconcile.Wallet | Trouble:
         """GET the wallet of the account that the key belongs to."""
-        started = time.perf_counter()
-        result = await self._balance(key)
-        _observe("balance", _trouble_label(result) if isinstance(result, Trouble) else "ok", started)
+        call = _Call(operation="balance", about=None)
+        result = await self._balance(key, call)
+        _tell_get(call, result)
         return result
 
-    async def cancel(self, upstream_task_id: str, *, key: str) -> task.CancelOutcome:
+    async def cancel(self, upstream_task_id: str, *, key: str, about: About | None = None) -> task.CancelOutcome:
         """Ask for a task's cancellation; only a later poll says whether it was cancelled."""
-        started = time.perf_counter()
-        outcome = await self._cancel(upstream_task_id, key)
-        _observe("cancel", _cancel_label(outcome), started)
+        call = _Call(operation="cancel", about=about)
+        outcome = await self._cancel(upstream_task_id, key, call)
+        _tell(call, _cancel_label(outcome), outcome)
         return outcome
 
     def describe(self, span: tracing.Span, method: str, template: str, came: int | str) -> None:
@@ -151,8 +195,10 @@ class Upstream:
         """Close every connection."""
         await self._client.aclose()
 
-    async def _submit(self, body: bytes, headers: dict[str, str], key: str, span: tracing.Span) -> task.SubmitOutcome:
-        answer = await self._ask("POST", "/v1/tasks", key=key, headers=headers, body=body)
+    async def _submit(
+        self, body: bytes, headers: dict[str, str], key: str, span: tracing.Span, call: _Call
+    ) -> task.SubmitOutcome:
+        answer = await self._ask("POST", "/v1/tasks", call, key=key, headers=headers, body=body)
         if span.is_recording:
             self.describe(span, "POST", "/v1/tasks", answer.reason if isinstance(answer, _Silence) else answer.status)
         if isinstance(answer, _Silence):
@@ -164,8 +210,8 @@ class Upstream:
             return dataclasses.replace(outcome, is_down=True)
         return outcome
 
-    async def _poll(self, upstream_task_id: str, key: str) -> Polled | Trouble:
-        answer = await self._get(_path(upstream_task_id), key)
+    async def _poll(self, upstream_task_id: str, key: str, call: _Call) -> Polled | Trouble:
+        answer = await self._get(_path(upstream_task_id), key, call)
         if isinstance(answer, Trouble):
             return answer
         outcome = wire.read_task(answer.body, upstream_task_id)
@@ -173,15 +219,15 @@ class Upstream:
             return Trouble(reason="not_a_task")
         return Polled(outcome=outcome, document=answer.body)
 
-    async def _balance(self, key: str) -> reconcile.Wallet | Trouble:
-        answer = await self._get("/v1/dashboard/billing/balance", key)
+    async def _balance(self, key: str, call: _Call) -> reconcile.Wallet | Trouble:
+        answer = await self._get("/v1/dashboard/billing/balance", key, call)
         if isinstance(answer, Trouble):
             return answer
         return wire.read_balance(answer.body) or Trouble(reason="not_a_balance")
 
-    async def _get(self, path: str, key: str) -> _Answer | Trouble:
+    async def _get(self, path: str, key: str, call: _Call) -> _Answer | Trouble:
         """An answer 200, or why there is none."""
-        answer = await self._ask("GET", path, key=key)
+        answer = await self._ask("GET", path, call, key=key)
         if isinstance(answer, _Silence):
             return Trouble(reason=answer.reason, is_down=not answer.is_answered)
         if answer.status != 200:
@@ -189,8 +235,8 @@ class Upstream:
             return Trouble(reason=str(answer.status), is_key_refused=is_key_refused, is_down=_is_down(answer))
         return answer
 
-    async def _cancel(self, upstream_task_id: str, key: str) -> task.CancelOutcome:
-        answer = await self._ask("POST", f"{_path(upstream_task_id)}/cancel", key=key)
+    async def _cancel(self, upstream_task_id: str, key: str, call: _Call) -> task.CancelOutcome:
+        answer = await self._ask("POST", f"{_path(upstream_task_id)}/cancel", call, key=key)
         if isinstance(answer, _Silence):
             if not answer.is_sent:
                 return task.NotSent(reason=answer.reason)
@@ -199,10 +245,18 @@ class Upstream:
         return wire.classify_cancel(answer.status, answer.body, upstream_task_id, retry_after=retry_after)
 
     async def _ask(
-        self, method: str, path: str, *, key: str, headers: dict[str, str] | None = None, body: bytes | None = None
+        self,
+        method: str,
+        path: str,
+        call: _Call,
+        *,
+        key: str,
+        headers: dict[str, str] | None = None,
+        body: bytes | None = None,
     ) -> _Answer | _Silence:
+        named = {"X-Request-Id": call.about.request_id} if call.about is not None else {}
         try:
-            return await self._call(method, path, key=key, headers=headers or {}, body=body)
+            answer = await self._call(method, path, key=key, headers=named | (headers or {}), body=body)
         except TimeoutError:
             return _Silence(reason="timeout")
         except _FAILURES as error:
@@ -211,6 +265,8 @@ class Upstream:
             return _Silence(reason=_name(error))
         except _TooLarge:
             return _Silence(reason="too_large", is_answered=True)
+        call.status = answer.status
+        return answer
 
     async def _call(self, method: str, path: str, *, key: str, headers: dict[str, str], body: bytes | None) -> _Answer:
         headers = headers | {"Authorization": f"Bearer {key}"}
@@ -318,6 +374,15 @@ for _operation, _outcomes in OUTCOMES.items():
         metrics.UPSTREAM_REQUESTS.labels(_operation, _outcome)
 
 
-def _observe(operation: str, outcome: str, started: float) -> None:
-    metrics.UPSTREAM_REQUESTS.labels(operation, outcome).inc()
-    metrics.UPSTREAM_DURATION.labels(operation, outcome).observe(time.perf_counter() - started)
+def _tell(call: _Call, label: str, outcome: task.SubmitOutcome | task.CancelOutcome) -> None:
+    if isinstance(outcome, task.Accepted | task.Refused | task.Told):
+        call.ended(label, reason=None, level=logging.INFO)
+    else:
+        call.ended(label, reason=outcome.reason, level=logging.WARNING)
+
+
+def _tell_get(call: _Call, result: Polled | reconcile.Wallet | Trouble) -> None:
+    if isinstance(result, Trouble):
+        call.ended(_trouble_label(result), reason=result.reason, level=logging.WARNING)
+    else:
+        call.ended("ok", reason=None, level=logging.DEBUG)

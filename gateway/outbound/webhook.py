@@ -40,6 +40,8 @@ class Failed:
     is_gone: bool = False
     retry_after: str | None = None
     """What a receiver that is overloaded (429, 503) wishes, as it wrote it."""
+    status: int | None = None
+    """Where it answered at all."""
 
 
 class Sender:
@@ -105,9 +107,9 @@ def _judge(status: int, retry_after: str | None) -> Delivered | Failed:
     if 200 <= status < 300:
         return Delivered(status=status)
     if 300 <= status < 400:
-        return Failed(detail=f"answered {status}: redirects are not followed")
+        return Failed(detail=f"answered {status}: redirects are not followed", status=status)
     wish = retry_after if status in (429, 503) else None
-    return Failed(detail=f"answered {status}", is_gone=status == 410, retry_after=wish)
+    return Failed(detail=f"answered {status}", is_gone=status == 410, retry_after=wish, status=status)
 
 
 async def _read_some(answer: httpx.Response) -> None:

@@ -97,6 +97,17 @@ class Medium:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Follower:
+    """A task that followed another one until its end; columns as in `Task`."""
+
+    id: str
+    team: str
+    key_name: str
+    request_id: str
+    created_at: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Callback:
     """Where a task's client wants to hear of its end; `events` is a JSON list."""
 
@@ -194,9 +205,12 @@ def resume_in_doubt(tx: Tx, *, now: float) -> int:
     return tx.run("UPDATE tasks SET next_at = :now WHERE state = 'in_doubt' AND next_at IS NOT NULL", now=now)
 
 
-def end_followers(tx: Tx, leader_id: str, state: task.State, *, ended_at: float) -> list[tuple[str, str]]:
-    """Give every follower its leader's end; returns (task id, team) of each."""
-    waiting = tx.all("SELECT id, team FROM tasks WHERE leader_id = :id AND state = 'following'", id=leader_id)
+def end_followers(tx: Tx, leader_id: str, state: task.State, *, ended_at: float) -> list[Follower]:
+    """Give every follower its leader's end; returns who they were."""
+    waiting = tx.all(
+        "SELECT id, team, key_name, request_id, created_at FROM tasks WHERE leader_id = :id AND state = 'following'",
+        id=leader_id,
+    )
     tx.run(
         "UPDATE tasks SET state = :state, ended_at = :ended_at, next_at = NULL, cost_nanos = 0 "
         "WHERE leader_id = :id AND state = 'following'",
@@ -204,7 +218,7 @@ def end_followers(tx: Tx, leader_id: str, state: task.State, *, ended_at: float)
         state=state,
         ended_at=ended_at,
     )
-    return [(row["id"], row["team"]) for row in waiting]
+    return [Follower(**{name: row[name] for name in row.keys()}) for row in waiting]
 
 
 def callbacks_of_followers(tx: Tx, leader_id: str) -> list[Callback]:

@@ -396,7 +396,7 @@ async def test_an_unforeseen_exception_is_logged_and_not_shown(caplog):
 
     assert (seen.status, seen.error["code"]) == (500, "internal_error")
     assert b"canary" not in seen.body
-    assert "request req-1 failed" in caplog.text
+    assert "request_failed request_id=req-1 route=other" in caplog.text
     assert "ValueError: canary" in caplog.text
 
 

@@ -52,7 +52,7 @@ async def test_whoever_read_the_row_before_another_changed_it_comes_too_late(tmp
             await _ignored(
                 stage, stale, lambda tx, said=outcome: advance.report(tx, stale, said, b"{}", now=now, next_at=now)
             )
-        await _ignored(stage, stale, lambda tx: advance.abandon(tx, stale, now=now))
+        await _ignored(stage, stale, lambda tx: advance.abandon(tx, stale, now=now, why="too late"))
 
 
 async def test_a_step_for_a_task_that_is_elsewhere_by_now_does_nothing(tmp_path):

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from gateway.flow import advance, audit, resolve
+from gateway.flow import audit, changes, resolve
 from gateway.rules import money
 from gateway.store.database import Row, Tx
 from tests import stage as stages
@@ -179,7 +179,7 @@ async def test_drift_and_an_operators_charge_are_recomputed_as_they_were_judged(
         stage.vendor.set_script([{"on": "submit", "times": 1, "do": {"status": 500}}])
         in_doubt = await stage.admitted(n=2)
         decision = resolve.Decision(task_id=in_doubt.id, charged_nanos=money.Nanos(50_000_000), why="their invoice")
-        assert isinstance(await resolve.resolve(stage.parts.database, decision, now=stage.clock()), advance.Change)
+        assert isinstance(await resolve.resolve(stage.parts.database, decision, now=stage.clock()), changes.Change)
         [kept] = await stage.parts.database.read(
             lambda tx: tx.all("SELECT cost_nanos, images, drift_nanos FROM totals")
         )

@@ -104,8 +104,8 @@ async def test_a_bill_above_the_quote_is_recorded_as_overage_and_as_drift_and_ri
             ("overage", 6_718_000),
         ]
         assert (await stage.balances())[HELD] == (20_000_000, 0)
-        [alarm] = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-        assert alarm == f"task {row.id}: the vendor billed more than the quote; recorded as overage"
+        [alarm] = [record.msg for record in caplog.records if record.levelname == "ERROR"]
+        assert (alarm.task_id, alarm.hold, alarm.quote_usd, alarm.cost_usd) == (row.id, "overage", "0.013282", "0.02")
         [total] = await stage.parts.database.read(lambda tx: tx.all("SELECT drift_nanos FROM totals"))
         assert total["drift_nanos"] == 6_718_750
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.flow import advance, report, resolve, submit
+from gateway.flow import changes, report, resolve, submit
 from gateway.rules import budget, focus, policy, pricing
 from gateway.rules.money import Nanos
 from gateway.store import ledger, sqlite, tasks
@@ -85,7 +85,7 @@ async def spend_a_day_and_more(directory: pathlib.Path) -> Books:
         stage.vendor.set_script(LOST)
         lost = await tagged(stage, {}, official_fallback=True, n=2)
         decision = resolve.Decision(task_id=lost.id, charged_nanos=Nanos(66_300_000), why="the invoice")
-        assert isinstance(await resolve.resolve(stage.parts.database, decision, now=stage.clock()), advance.Change)
+        assert isinstance(await resolve.resolve(stage.parts.database, decision, now=stage.clock()), changes.Change)
         stage.vendor.set_script([])
         stage.clock.advance(86_400)
         await tagged(stage, {"project": "=1+1"}, action="edit", image_urls=["https://example.com/1.png"])

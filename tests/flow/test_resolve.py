@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway.flow import advance, lookup, poll, resolve, resubmit
+from gateway.flow import advance, changes, lookup, poll, resolve, resubmit
 from gateway.outbound import upstream
 from gateway.rules import task
 from gateway.rules.money import Nanos
@@ -30,19 +30,19 @@ ACCEPTED = task.Accepted(
 
 async def _resolve(
     stage: stages.Stage, task_id: str, charged: int | None = None, *, why: str = "the vendor's list"
-) -> advance.Change | resolve.Unresolved:
+) -> changes.Change | resolve.Unresolved:
     """As the control socket does it."""
     decision = resolve.Decision(task_id=task_id, charged_nanos=None if charged is None else Nanos(charged), why=why)
     with_parts = stage.parts
     done = await resolve.resolve(with_parts.database, decision, now=stage.clock(), repeating=with_parts.repeating)
-    if isinstance(done, advance.Change):
+    if isinstance(done, changes.Change):
         advance.announce(with_parts, done)
     return done
 
 
-async def _resolved(stage: stages.Stage, task_id: str, charged: int | None = None) -> advance.Change:
+async def _resolved(stage: stages.Stage, task_id: str, charged: int | None = None) -> changes.Change:
     done = await _resolve(stage, task_id, charged)
-    assert isinstance(done, advance.Change), done
+    assert isinstance(done, changes.Change), done
     return done
 
 
@@ -134,8 +134,8 @@ async def test_a_charge_above_the_quote_is_recorded_as_overage_and_rings(tmp_pat
         await _resolved(stage, row.id, 50_000_000)
         assert await stage.entries(row.id) == [("reserve", QUOTE), ("settle", 50_000_000), ("overage", 36_718_000)]
         assert (await stage.balances())[HELD] == (50_000_000, 0)
-        alarms = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-        assert alarms == [f"task {row.id}: the vendor billed more than the quote; recorded as overage"]
+        [alarm] = [record.msg for record in caplog.records if record.levelname == "ERROR"]
+        assert (alarm.task_id, alarm.after, alarm.hold, alarm.cost_usd) == (row.id, "failed", "overage", "0.05")
         assert await stage.audit() == []
 
 
@@ -145,8 +145,8 @@ async def test_a_failed_task_that_the_vendor_billed_above_the_quote_rings_too(tm
         row = await stage.admitted()
         await stage.finish()
         assert (await stage.entries(row.id))[2] == ("overage", 6_718_000)
-        alarms = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-        assert alarms == [f"task {row.id}: the vendor billed more than the quote; recorded as overage"]
+        [alarm] = [record.msg for record in caplog.records if record.levelname == "ERROR"]
+        assert (alarm.task_id, alarm.after, alarm.hold, alarm.cost_usd) == (row.id, "failed", "overage", "0.02")
 
 
 async def test_followers_end_with_the_task_at_no_cost_and_later_requests_miss(tmp_path):
@@ -157,7 +157,7 @@ async def test_followers_end_with_the_task_at_no_cost_and_later_requests_miss(tm
             f"holds nothing: it follows {leader.id} and ends with that one"
         )
         done = await _resolved(stage, leader.id, 13_280_000)
-        assert {task_id for task_id, _ in done.followers} == {first.id, second.id}
+        assert {each.id for each in done.followers} == {first.id, second.id}
         for each in (first, second):
             shown = await stage.shown(each)
             assert (shown["status"], shown["error"]["code"], shown["cost"]) == ("failed", "upstream_unavailable", 0)
@@ -188,7 +188,7 @@ async def test_two_decisions_at_once_end_the_hold_once(tmp_path):
         stage.vendor.set_script(LOST)
         row = await stage.admitted()
         done = await asyncio.gather(*(_resolve(stage, row.id, charged) for charged in (None, 13_280_000, None)))
-        assert sum(isinstance(each, advance.Change) for each in done) == 1
+        assert sum(isinstance(each, changes.Change) for each in done) == 1
         assert len(await stage.entries(row.id)) == 2
         assert await stage.audit() == []
 
@@ -299,7 +299,7 @@ async def test_a_repeat_that_began_before_a_decision_was_committed_does_not_leav
         now, decided, commit = stage.clock(), asyncio.Event(), threading.Event()
         loop = asyncio.get_running_loop()
 
-        def decide(tx: Tx) -> advance.Change | None:
+        def decide(tx: Tx) -> changes.Change | None:
             change = advance.resolve(tx, row, charged_nanos=None, why="operator: refused: gone", now=now)
             loop.call_soon_threadsafe(decided.set)
             commit.wait(30)

@@ -830,12 +830,11 @@ MUTANTS: Final = (
         name="followers-left-open",
         what="the followers of a failed leader wait for ever",
         file="gateway/flow/advance.py",
-        old="    return Change(row=moved.row, followers=tuple(tasks.end_followers(tx, row.id, state, ended_at=now)))\n",
+        old="    return dataclasses.replace(moved, followers=tuple(",
         new="""\
     if state is not task.State.COMPLETED:
         return moved
-    return Change(row=moved.row, followers=tuple(tasks.end_followers(tx, row.id, state, ended_at=now)))
-""",
+    return dataclasses.replace(moved, followers=tuple(""",
         tests=(
             "tests/flow/test_submit.py::"
             "test_a_failed_leader_gives_every_follower_its_failure_and_nothing_is_posted_again",

@@ -51,14 +51,16 @@ async def test_a_redirect_is_a_failure_and_never_followed(sender, status) -> Non
     async with receiver.receiving(receiver.status(200)) as elsewhere:
         async with receiver.receiving(receiver.status(status, f"Location: {elsewhere.url}/")) as there:
             detail = f"answered {status}: redirects are not followed"
-            assert await sender.send(there.url, BODY, HEADERS) == Failed(detail=detail)
+            assert await sender.send(there.url, BODY, HEADERS) == Failed(detail=detail, status=status)
     assert elsewhere.requests == []
 
 
 @pytest.mark.parametrize(("status", "is_gone"), [(400, False), (404, False), (410, True), (429, False), (500, False)])
 async def test_any_other_status_is_a_failure_and_only_410_is_for_good(sender, status, is_gone) -> None:
     async with receiver.receiving(receiver.status(status)) as there:
-        assert await sender.send(there.url, BODY, HEADERS) == Failed(detail=f"answered {status}", is_gone=is_gone)
+        assert await sender.send(there.url, BODY, HEADERS) == Failed(
+            detail=f"answered {status}", is_gone=is_gone, status=status
+        )
 
 
 @pytest.mark.parametrize(("status", "heard"), [(429, "7"), (503, "7"), (500, None), (302, None)])
@@ -132,7 +134,9 @@ async def test_an_answer_that_drips_ends_at_the_deadline_and_its_status_counts()
         await hasty.aclose()
 
 
-@pytest.mark.parametrize(("status", "outcome"), [(200, Delivered(status=200)), (500, Failed(detail="answered 500"))])
+@pytest.mark.parametrize(
+    ("status", "outcome"), [(200, Delivered(status=200)), (500, Failed(detail="answered 500", status=500))]
+)
 async def test_of_an_endless_answer_little_is_read(sender, status, outcome) -> None:
     poured = 0
 

@@ -25,9 +25,9 @@ import uvloop
 from gateway import errors
 from gateway.flow import (
     adopt,
-    advance,
     audit,
     cancel,
+    changes,
     mirror,
     parts,
     plan,
@@ -141,7 +141,7 @@ class World:
         decision = resolve.Decision(task_id=task_id, charged_nanos=charged, why="the vendor's log")
         with_parts = self.parts
         ended = await resolve.resolve(with_parts.database, decision, now=self.clock.now, repeating=with_parts.repeating)
-        return isinstance(ended, advance.Change)
+        return isinstance(ended, changes.Change)
 
     async def work(self, *kinds: str) -> None:
         """Every background step that is due now, once."""

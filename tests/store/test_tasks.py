@@ -273,7 +273,7 @@ async def test_end_followers_ends_only_the_waiting_followers_of_that_leader(kept
         task_row("elsewhere", leader_id="another", **following),
     )
     ended = await kept.write(lambda tx: tasks.end_followers(tx, "leader", State.COMPLETED, ended_at=NOW + 9.0))
-    assert sorted(ended) == [("one", "growth"), ("two", "other")]
+    assert sorted((each.id, each.team) for each in ended) == [("one", "growth"), ("two", "other")]
     one = await get(kept, "one")
     assert (one.state, one.ended_at, one.cost_nanos, one.next_at) == (State.COMPLETED, NOW + 9.0, 0, None)
     assert await state_of(kept, "two") is State.COMPLETED
