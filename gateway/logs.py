@@ -18,9 +18,11 @@ import logging
 import os
 import re
 import select
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import TracebackType
 from typing import Final
 
 import msgspec
@@ -67,6 +69,7 @@ def writing(*, is_json: bool, level: str, has_colours: bool = True, fd: int = ST
     writer = Writer(fd, render)
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # no line shows them
     logging.captureWarnings(True)
+    sys.excepthook, threading.excepthook = _log_end, _log_end_of_thread
     logging.basicConfig(level=level.upper(), handlers=[writer], force=True)
     try:
         yield
@@ -199,6 +202,23 @@ def render_console(record: logging.LogRecord, *, is_coloured: bool = False) -> b
 def masked(text: str) -> str:
     """A text of others without what must not be in a log: URLs are cut down to their host, keys are taken out."""
     return _KEY.sub("[key]", _URL.sub(r"\1\2", text))
+
+
+def _log_end(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Instead of a traceback beside the log, in which nothing is masked."""
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, traceback)
+        return
+    ends = log_events.Message(message="the process ends by a failure that nobody foresaw")
+    logging.getLogger(__name__).critical(ends, exc_info=(kind, error, traceback))
+
+
+def _log_end_of_thread(ended: threading.ExceptHookArgs) -> None:
+    if ended.exc_value is None:
+        return
+    ends = log_events.Message(message="a thread ended by a failure that nobody foresaw")
+    exc_info = (ended.exc_type, ended.exc_value, ended.exc_traceback)
+    logging.getLogger(__name__).error(ends, exc_info=exc_info)
 
 
 def _told(record: logging.LogRecord) -> tuple[log_events.Event, str | None]:

@@ -171,6 +171,26 @@ def test_libraries_and_warnings_come_in_the_same_form_and_all_is_written_at_the_
     assert "DeprecationWarning: old" in lines[2]["message"]
 
 
+ENDS = """
+import logging, threading
+from gateway import logs
+def fail(): raise ValueError("at https://host.example/path?token=secret")
+with logs.writing(is_json=True, level="info"):
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+    fail()
+"""
+
+
+def test_the_failure_that_ends_a_thread_or_the_process_is_a_line_like_any_other():
+    done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, check=False, timeout=30)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [(each["level"], each["event"]) for each in lines] == [("error", "message"), ("critical", "message")]
+    assert all(each["exception"].endswith("ValueError: at https://host.example") for each in lines)
+    assert done.returncode == 1
+
+
 # How lines are written
 
 

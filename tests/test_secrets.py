@@ -32,10 +32,11 @@ from tests import process
 
 FLASH = "gemini-2.5-flash-image-preview"
 
-UPSTREAM = {"growth": "sk-Canary1UpstreamByEnv0001", "research": "sk-Canary2UpstreamByFile0002"}
-VIRTUAL = {"growth": "wgk_Canary3VirtualGrowth0003", "research": "wgk_Canary4VirtualResearch0004"}
+# One of each does not look like a key: what does is taken out of tracebacks, where it would never be found.
+UPSTREAM = {"growth": "sk-Canary1UpstreamByEnv0001", "research": "Canary2UpstreamByFile0002"}
+VIRTUAL = {"growth": "wgk_Canary3VirtualGrowth0003", "research": "Canary4VirtualResearch0004"}
 METRICS_TOKEN = "Canary5MetricsToken0005"
-WRONG_KEY = "wgk_Canary6WrongKey0006"
+WRONG_KEY = "Canary6WrongKey0006"
 CALLBACK_TOKEN = "Canary7CallbackToken0007"
 SIGNATURE = "Canary8Signature0008"
 PROMPT = {"growth": "Canary9PromptOfGrowth0009", "research": "Canary10PromptOfResearch0010"}
