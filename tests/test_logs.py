@@ -96,14 +96,24 @@ def test_a_console_line_has_the_time_of_day_the_level_and_the_ids_behind_the_res
     assert logs.render_console(record("took %d ms", 7)) == b"01:19:34.038 info    gateway.flow.poll: took 7 ms\n"
 
 
-@pytest.mark.parametrize("made", [record(HOSTILE), record("%s", HOSTILE), record(call(reason=HOSTILE))])
-def test_text_of_others_breaks_no_line_and_moves_no_cursor(made):
+@pytest.mark.parametrize(
+    "text",
+    [HOSTILE, HOSTILE.replace("\ud800", ""), "a\u2028b", "a\nb", "狐"],
+    ids=["all", "valid", "separator", "newline", "letter"],
+)
+@pytest.mark.parametrize(
+    "form",
+    [record, lambda text: record("%s", text), lambda text: record(call(reason=text))],
+    ids=["format", "value", "field"],
+)
+def test_text_of_others_breaks_no_line_and_moves_no_cursor(text, form):
+    made = form(text)
     as_json, console = logs.render_json(made), logs.render_console(made)
     assert as_json.isascii() and as_json.count(b"\n") == 1
     said = json.loads(as_json)
-    assert said.get("message", said.get("reason")) == HOSTILE.replace("\ud800", "\\ud800")
-    text = console.decode()
-    assert text.endswith("\n") and text[:-1].isprintable() and len(text.splitlines()) == 1
+    assert said.get("message", said.get("reason")) == text.replace("\ud800", "\\ud800")
+    shown = console.decode()
+    assert shown.endswith("\n") and shown[:-1].isprintable() and len(shown.splitlines()) == 1
 
 
 def test_a_line_is_at_most_8_kib_and_stays_json():
