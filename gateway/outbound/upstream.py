@@ -12,6 +12,7 @@ import logging
 import ssl
 import time
 from collections.abc import Mapping, Sequence
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Final
 from urllib.parse import quote
 
@@ -137,6 +138,7 @@ class Upstream:
             timeout=httpx.Timeout(None, connect=CONNECT_S, pool=POOL_S),
             trust_env=False,
             follow_redirects=False,
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # one wallet, many teams: nothing is remembered
         )
 
     async def submit(

@@ -6,7 +6,7 @@ import pytest
 
 from gateway.outbound import upstream
 from gateway.rules import task
-from tests import stage
+from tests import receiver, stage
 
 BODY = b'{"model":"gemini-2.5-flash-image-preview","prompt":"a fox"}'
 
@@ -31,3 +31,16 @@ async def test_an_answer_that_repeats_our_key_is_taken_without_it(key, said, kep
             await asked.aclose()
     assert isinstance(outcome, task.Refused)
     assert outcome.document == b'{"error":{"message":"%s","code":"upstream_bad_request"}}' % kept.encode()
+
+
+async def test_a_cookie_of_the_upstream_is_neither_kept_nor_sent_back():
+    async with receiver.receiving(
+        receiver.status(503, "Set-Cookie: session=first-team", "Connection: close")
+    ) as vendor:
+        asked = upstream.Upstream(vendor.url, verify=stage.NO_AUTHORITIES)
+        try:
+            for key in ("sk-of-the-first-team", "sk-of-the-second-team"):
+                await asked.submit(BODY, key=key, idempotency_key="1")
+        finally:
+            await asked.aclose()
+    assert [request.headers.get("cookie") for request in vendor.requests] == [None, None]
