@@ -1,6 +1,7 @@
 """Who waits for which task: a client's poll makes the next upstream poll sooner, an end wakes whoever waits.
 
-Only hints live here; a task nobody asks about completes all the same.
+Only hints live here; a task nobody asks about completes all the same. What is remembered of a task is forgotten once it
+means nothing any more, seconds after the last question or when nobody waits: memory follows the traffic, not the tasks.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ class Watch:
         self._asked_at: collections.OrderedDict[str, float] = collections.OrderedDict()
         self._polled_at: collections.OrderedDict[str, float] = collections.OrderedDict()
         self._wanted: dict[str, None] = {}
-        self._changed: dict[str, asyncio.Event] = {}
+        self._changed: dict[str, set[asyncio.Event]] = {}
         self.is_closed = False
         """The gateway is stopping: nobody waits any more."""
 
     def ask(self, task_id: str, *, now: float) -> bool:
         """A client asked about an open task; True if that wants an upstream poll of its own (at most one a second)."""
-        _put(self._asked_at, task_id, now)
+        _put(self._asked_at, task_id, now, kept_s=WATCHED_FOR_S)
         if task_id in self._wanted or now - self._polled_at.get(task_id, 0.0) < LEAST_BETWEEN_POLLS_S:
             return False
         if len(self._wanted) < MOST_WATCHED:
@@ -46,7 +47,7 @@ class Watch:
     def polled(self, task_id: str, *, now: float) -> None:
         """An upstream poll of the task begins."""
         self._wanted.pop(task_id, None)
-        _put(self._polled_at, task_id, now)
+        _put(self._polled_at, task_id, now, kept_s=LEAST_BETWEEN_POLLS_S)
 
     def is_watched(self, task_id: str, *, now: float) -> bool:
         """Whether a client asked about the task within the last seconds."""
@@ -54,8 +55,7 @@ class Watch:
 
     def changed(self, task_id: str) -> None:
         """The task's state changed: wake who waits for it."""
-        event = self._changed.pop(task_id, None)
-        if event is not None:
+        for event in self._changed.pop(task_id, ()):
             event.set()
 
     def close(self) -> None:
@@ -66,15 +66,28 @@ class Watch:
 
     async def wait(self, task_id: str, *, timeout_s: float) -> None:
         """Return when the task changes, or after the timeout."""
-        event = self._changed.setdefault(task_id, asyncio.Event())
-        # Not wait_for: on Python 3.11 it swallows a cancel that meets the event.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await event.wait()
+        event = asyncio.Event()
+        self._changed.setdefault(task_id, set()).add(event)
+        try:
+            # Not wait_for: on Python 3.11 it swallows a cancel that meets the event.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await event.wait()
+        finally:
+            self._leave(task_id, event)
+
+    def _leave(self, task_id: str, event: asyncio.Event) -> None:
+        """Forget one who waits no more; a task of which nobody hears again would keep its event for ever."""
+        waiting = self._changed.get(task_id)
+        if waiting is not None:
+            waiting.discard(event)
+            if not waiting:
+                del self._changed[task_id]
 
 
-def _put(times: collections.OrderedDict[str, float], task_id: str, now: float) -> None:
+def _put(times: collections.OrderedDict[str, float], task_id: str, now: float, *, kept_s: float) -> None:
+    """Note a time, and forget those that are older than `kept_s`, which come first: what they told is over."""
     times[task_id] = now
     times.move_to_end(task_id)
-    if len(times) > MOST_WATCHED:
+    while len(times) > MOST_WATCHED or now - next(iter(times.values())) > kept_s:
         times.popitem(last=False)
