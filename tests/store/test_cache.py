@@ -265,6 +265,15 @@ def test_a_cache_that_cannot_be_opened_is_not_thrown_away(folder: pathlib.Path) 
     assert (folder / "cache.db").is_dir()
 
 
+def test_a_cache_of_other_settings_is_opened_with_two_mebibytes_of_pages_and_nothing_mapped(
+    folder: pathlib.Path,
+) -> None:
+    diskcache.Cache(str(folder), disk=cache.BytesDisk).close()  # as an earlier version left it
+    cache.ResultCache(folder).close()
+    kept = row_of(folder, "SELECT key, value FROM Settings WHERE key LIKE 'sqlite_%size' ORDER BY key")
+    assert kept == [("sqlite_cache_size", 512), ("sqlite_mmap_size", 0)]
+
+
 async def test_after_closing_only_memory_is_written(folder: pathlib.Path) -> None:
     closed = cache.ResultCache(folder)
     await closed.put("before", RESULT)
