@@ -9,7 +9,9 @@ leaves unknown what is on the disk, so the process ends. Source: CONTRACT §3 an
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
+import functools
 import logging
 import os
 import pathlib
@@ -25,6 +27,7 @@ from gateway.store import database, sqlite_file
 T = TypeVar("T")
 
 LARGEST_BATCH: Final = 256
+SCANS_AT_ONCE: Final = 4
 _BUSY_TIMEOUT_S: Final = 5.0
 _STEPS_BETWEEN_LOOKS: Final = 100_000
 """Steps of SQLite's machine, some milliseconds: each look takes the interpreter's lock."""
@@ -86,6 +89,8 @@ class SqliteDatabase:
         self._path = path
         self._end_process = end_process or _exit
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        # Of their own: in asyncio's few a scrape, or a look for webhooks, would queue behind the pictures' fsyncs.
+        self._scanners = concurrent.futures.ThreadPoolExecutor(SCANS_AT_ONCE, thread_name_prefix="sqlite-scan")
         self._closed = False
         try:
             with contextlib.ExitStack() as opened:
@@ -125,7 +130,8 @@ class SqliteDatabase:
         """
         stopped = threading.Event()
         try:
-            return await asyncio.to_thread(scan_file, self._path, fn, is_stopped=stopped.is_set)
+            look = functools.partial(scan_file, self._path, fn, is_stopped=stopped.is_set)
+            return await asyncio.get_running_loop().run_in_executor(self._scanners, look)
         except asyncio.CancelledError:
             stopped.set()
             raise
@@ -135,6 +141,7 @@ class SqliteDatabase:
         self._closed = True
         self._queue.put(None)
         self._thread.join(timeout=30)
+        self._scanners.shutdown(wait=False, cancel_futures=True)
         self._reader.close()
 
     def _serve(self) -> None:

@@ -223,7 +223,7 @@ async def test_a_refusal_by_a_constraint_reaches_its_caller_only(kept: sqlite.Sq
 async def test_a_function_that_runs_out_of_its_iterator_harms_nobody_else(kept: sqlite.SqliteDatabase) -> None:
     """A StopIteration cannot be put into a future: it came between the others and their answers."""
     empty: list[str] = []
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         first, failed, last = await together(kept, add("first"), lambda tx: next(iter(empty)), add("last"))
     assert (first, last) == ("first", "last")
     assert isinstance(failed, RuntimeError)
@@ -525,6 +525,18 @@ async def test_a_scan_sees_one_snapshot_while_others_write(kept: sqlite.SqliteDa
 async def test_a_scan_runs_away_from_the_event_loop(kept: sqlite.SqliteDatabase) -> None:
     here = threading.get_ident()
     assert await kept.scan(lambda tx: threading.get_ident()) != here
+
+
+async def test_a_scan_does_not_wait_for_the_work_of_others_in_threads(kept: sqlite.SqliteDatabase) -> None:
+    stalled = threading.Event()
+    others = [asyncio.create_task(asyncio.to_thread(stalled.wait, 60)) for _ in range(64)]
+    await asyncio.sleep(0)
+    try:
+        async with asyncio.timeout(30):
+            assert await kept.scan(lambda tx: len(tx.all("SELECT * FROM scratch"))) == 0
+    finally:
+        stalled.set()
+        await asyncio.gather(*others)
 
 
 async def test_a_command_may_scan_the_file_beside_a_running_gateway(
