@@ -48,6 +48,12 @@ PHASE_OF_DRAIN: Final = 0.4
 """A stop first finishes requests, then background steps, each within this part of --drain; the rest is for closing."""
 INTERNAL_FINISH_S: Final = 1.0
 """How long a stop waits for a scrape that is under way on --internal-listen, out of that rest."""
+COLLECT_AFTER: Final = (10_000, 20, 10)
+"""Objects until new ones are looked at, a millisecond; such looks until older ones are, and those until all are.
+
+Each call to the upstream leaves a cycle of some 40 objects behind (an httpx response and its stream): with 50,000 and
+50 there were 20 MB of them, and what had grown old waited for hours.
+"""
 SWITCH_AFTER_S: Final = 0.001
 """How long a thread keeps the interpreter while another waits. Python's own 5 ms are paid at each step of the loop."""
 _BASE32: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -110,7 +116,7 @@ def tune_interpreter() -> None:
     """Keep the event loop from waiting for the garbage collector, or long for a thread that makes an exposition."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    gc.set_threshold(*COLLECT_AFTER)
     sys.setswitchinterval(SWITCH_AFTER_S)
 
 
