@@ -39,7 +39,7 @@ SCREENS_PARTS := @grafana/ui@13.2.2 @grafana/data@13.2.2 @fontsource/inter@5.3.0
 KILLS  := 200
 ROUNDS := 50
 
-.PHONY: help demo test check mutants clients proofs dashboards screens rules crash crash-random stateful lock clean
+.PHONY: help demo test check mutants clients proofs soak dashboards screens rules crash crash-random stateful lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -85,6 +85,9 @@ clients: $(VENV)/.runtime $(CLIENTS)/.made ## run real clients against a gateway
 proofs: $(VENV)/.dev ## prove the contract about money at full length, minutes each (ARGS=disconnects: only that one)
 	@$(PY) -m tests.proofs $(ARGS)
 
+soak: $(VENV)/.dev ## mixed load with faults for MINUTES=10 at RATE=110 visits a second: does the gateway leak?
+	@$(PY) -m tests.soak.run --minutes $(or $(MINUTES),10) --rate $(or $(RATE),110) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
 dashboards: $(VENV)/.dev ## write grafana/*.json anew, after a change of what generates them
 	@$(PY) -m grafana.generator
 
@@ -113,7 +116,7 @@ lock: $(VENV)/.made ## recompute the lock files from pyproject.toml (ARGS=--upgr
 	@! grep -n '://' requirements*.lock || { echo 'make lock: a URL in a lock file' >&2; exit 1; }
 
 clean: ## remove the venv, caches and build leftovers
-	rm -rf $(VENV) $(CLIENTS) $(SCREENS) .crash build dist *.egg-info htmlcov .coverage .coverage.* \
+	rm -rf $(VENV) $(CLIENTS) $(SCREENS) .crash soak.csv build dist *.egg-info htmlcov .coverage .coverage.* \
 		.pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find gateway tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
