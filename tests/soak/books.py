@@ -45,9 +45,11 @@ def findings(
     wrong += _webhooks(rows, outbox, heard, gone_url)
     states = collections.Counter(str(row["state"]) for row in rows)
     told = sum(each.taken > 0 for each in heard.values())
+    again = sum(each.taken > 1 for each in heard.values())
     return wrong, (
         f"{len(rows)} tasks ({', '.join(f'{count} {state}' for state, count in states.most_common())}), "
-        f"{bill['tasks']} at the vendor, {sum(settled.values())} nanos settled = the bill; {told} webhooks taken, "
+        f"{bill['tasks']} at the vendor, {sum(settled.values())} nanos settled = the bill; "
+        f"{told} webhooks taken ({again} of them again), "
         f"{sum(state == 'given_up' for state in outbox.values())} given up"
     )
 
@@ -69,12 +71,20 @@ def _money(bill: Mapping[str, Any], settled: Mapping[str, int]) -> list[str]:
 def _webhooks(
     rows: Collection[sqlite3.Row], outbox: Mapping[str, str], heard: Mapping[str, Heard], gone_url: str
 ) -> list[str]:
-    """One webhook for each end of which a client wanted to hear, taken once; none for any other."""
-    wanted = {row["id"]: row["callback_url"] for row in rows if row["callback_url"] and row["state"] != "refused"}
+    """One webhook for each end of which a client wanted to hear, taken under one id; none for any other.
+
+    A refusal is told of where it came too late to be the answer to the submit. At least once: a receiver whose answer
+    comes too late hears again.
+    """
+    wanted = {
+        row["id"]: row["callback_url"]
+        for row in rows
+        if row["callback_url"] and (row["state"] != "refused" or row["id"] in outbox)
+    }
     wrong = [f"a webhook told of {task_id}, and nobody asked" for task_id in heard.keys() - wanted.keys()]
     for task_id, url in wanted.items():
         known = heard.get(task_id, Heard())
-        expected = ("given_up", 0) if url == gone_url else ("delivered", 1)
-        if (outbox.get(task_id), known.taken) != expected or len(known.ids) != 1:
+        expected = ("given_up", False) if url == gone_url else ("delivered", True)
+        if (outbox.get(task_id), known.taken > 0) != expected or len(known.ids) != 1:
             wrong.append(f"webhook of {task_id}: {outbox.get(task_id)}, {known}")
     return wrong

@@ -66,6 +66,8 @@ class Soaked:
     taken: list[samples.Sample] = dataclasses.field(default_factory=list)
     idle: list[samples.Sample] = dataclasses.field(default_factory=list)
     """Before and after, without load."""
+    in_use: list[samples.Sample] = dataclasses.field(default_factory=list)
+    """As `idle`, after a full garbage collection."""
     latencies: list[tuple[float, float]] = dataclasses.field(default_factory=list)
     """(seconds since the measuring began, seconds)."""
     requests: int = 0
@@ -102,6 +104,7 @@ class Soak:
                     await self._under_load(session, wanted.warm_s, None)
             if wanted.warm_s:
                 await self._rest()
+                await self._collect()
             _say(f"measuring for {wanted.seconds:g} s at {wanted.per_s:g} visits a second")
             async with _session() as session:
                 before, began = self.load.answered, time.monotonic()
@@ -113,7 +116,7 @@ class Soak:
             found.held_back = self.load.held_back
             found.latencies = [(at - first, took) for at, took in self.load.latencies]
             await self._rest()
-            found.said.append(await self._collected())
+            await self._collect()
             audited = await self.weather.command("audit")
             bill = self.vendor.bill()
             wrong, sums = books.findings(
@@ -178,18 +181,14 @@ class Soak:
             await asyncio.sleep(self.wanted.idle_s)
             self.found.idle.append(self._held(at_s=0, requests=self.load.answered))
 
-    async def _collected(self) -> str:
-        """What a full garbage collection gives back: that grew, and is no leak."""
+    async def _collect(self) -> None:
+        """Have all garbage collected, without load; what is there then is in use."""
         assert self.gateway.process is not None
-        before = self._held(at_s=0, requests=0)
+        done = self.inside.read_text().count('"collected"')
         self.gateway.process.send_signal(signal.SIGUSR2)
-        while '"collected"' not in self.inside.read_text():  # noqa: ASYNC110 - another process writes it
+        while self.inside.read_text().count('"collected"') == done:  # noqa: ASYNC110 - another process writes it
             await asyncio.sleep(0.05)
-        after = self._held(at_s=0, requests=0)
-        return (
-            f"a full garbage collection: {before.blocks} objects become {after.blocks}, RSS "
-            f"{before.rss / samples.MIB:.1f} MiB becomes {after.rss / samples.MIB:.1f}"
-        )
+        self.found.in_use.append(self._held(at_s=0, requests=self.load.answered))
 
     async def _filled(self) -> str:
         """How many results are in memory; raises AssertionError if it is not full, for then its growth is no leak."""
@@ -301,6 +300,8 @@ def verdict(found: Soaked) -> tuple[bool, list[str]]:
     """Whether memory keeps within its bound, and the figures."""
     if found.idle:
         found.said.append(_idle(found))
+    if len(found.in_use) > 1:
+        found.said.append(_in_use(found))
     if len(found.taken) < 4:
         return True, ["too short for a slope"]
     slopes = {
@@ -334,6 +335,17 @@ def _idle(found: Soaked) -> str:
         f"{each.sockets} sockets, {each.files} files, {each.other_fds} other descriptors, {each.threads} threads, "
         f"{each.tasks} tasks, RSS {each.rss / samples.MIB:.1f} MiB"
         for each in found.idle
+    )
+
+
+def _in_use(found: Soaked) -> str:
+    before, after = found.in_use[0], found.in_use[-1]
+    requests = max(1, after.requests - before.requests)
+    return (
+        f"in use after a full collection: {before.blocks} objects, malloc {before.heap / samples.MIB:.1f} MiB, RSS "
+        f"{before.rss / samples.MIB:.1f}; then {after.blocks}, {after.heap / samples.MIB:.1f}, "
+        f"{after.rss / samples.MIB:.1f}: {(after.blocks - before.blocks) * samples.PER_REQUESTS / requests:+.0f} "
+        f"objects per 100,000 requests"
     )
 
 
