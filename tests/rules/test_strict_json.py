@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 from typing import Any
 
 import msgspec
@@ -82,7 +83,9 @@ def test_what_is_not_strict_json_is_refused(body: bytes) -> None:
     [
         (b'{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' occurs twice in one object"),
         (b'{"a":\n nope}', "Expecting value at line 2 column 2"),
-        (b"[" * 100_000, "more than 32 levels of nesting"),
+        (b"[" * 5_000, "more than 32 levels of nesting"),
+        (b"[" * 100_000, "more than 10000 values"),
+        (b'{"%s": 1, "%s": 2}' % (b"k" * 65, b"k" * 65), f"the key '{'k' * 64}' occurs twice in one object"),
         (b"[" * 33 + b"]" * 33, "more than 32 levels of nesting"),
         (b'"ab\xff"', r"the body is not UTF-8 \(byte 3\)"),
         (b"[1e999]", "the number 1e999 is too large or too long"),
@@ -119,6 +122,39 @@ def test_plain_json_is_read_as_it_is(body: bytes, value: object) -> None:
 @pytest.mark.parametrize("body", [b"[" * 32 + b"]" * 32, b'{"a":' * 32 + b"1" + b"}" * 32])
 def test_thirty_two_levels_are_accepted(body: bytes) -> None:
     strict_json.loads(body)
+
+
+@pytest.mark.parametrize("value", [b"0", b"{}", b"[]", b'"a"', b'"a,[{"', b'"\\"[["', b"0.5", b"null"])
+def test_ten_thousand_values_are_accepted_and_no_more(value: bytes) -> None:
+    within = {b"{}": 4_999, b"[]": 4_999}.get(value, 9_999)  # one that is empty counts as if it held another
+    strict_json.loads(b"[" + b",".join([value] * within) + b"]")
+    with pytest.raises(strict_json.InvalidJson, match="more than 10000 values"):
+        strict_json.loads(b"[" + b",".join([value] * 10_000) + b"]")
+
+
+def test_keys_count_by_their_values() -> None:
+    fields = [b'"%d":"a"' % number for number in range(9_999)]
+    strict_json.loads(b"{" + b",".join(fields) + b"}")
+    with pytest.raises(strict_json.InvalidJson, match="more than 10000 values"):
+        strict_json.loads(b"{" + b",".join([*fields, b'"more":1']) + b"}")
+
+
+def test_text_is_one_value_whatever_it_holds() -> None:
+    text = '[{,\\"' * 50_000
+    assert strict_json.loads(strict_json.dumps({"prompt": text})) == {"prompt": text}
+
+
+def test_a_long_text_is_looked_through_in_little_memory() -> None:
+    """A mebibyte; the way back of a pattern that could go back took up 116."""
+    body = strict_json.dumps({"prompt": "x, " * 349_500})
+    tracemalloc.start()
+    try:
+        assert strict_json.replace_strings(body, lambda text: text) == body
+        strict_json.loads(body)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 8 * 1024 * 1024
 
 
 @pytest.mark.parametrize(
