@@ -7,11 +7,12 @@ patience the task completes with the vendor's own URL, and mirroring goes on unt
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import logging
 import urllib.parse
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
 from typing import Final
 
 from gateway import failpoints, log_events, logs, metrics, tracing
@@ -140,7 +141,7 @@ async def _fetch_into(with_parts: parts.Parts, row: tasks.Task, medium: tasks.Me
     blobs = with_parts.blobs
     this = _Try(with_parts=with_parts, row=row, medium=medium, span=span, began_at=with_parts.clock())
     try:
-        with blobs.temporary() as temporary:
+        async with _temporary(blobs) as temporary:
             if blobs.free_bytes() < with_parts.min_free_bytes:
                 this.failed("disk", "less than --min-free is left; mirroring waits for room")
                 return None
@@ -167,6 +168,22 @@ async def _fetch_into(with_parts: parts.Parts, row: tasks.Task, medium: tasks.Me
     failpoints.reach("mirror.noted")
     this.kept(blob)
     return medium.position
+
+
+@contextlib.asynccontextmanager
+async def _temporary(blobs: blobs_disk.DiskBlobs) -> AsyncIterator[blobs_disk.Temporary]:
+    """A temporary file, made and removed in a thread: to remove 64 MiB takes a while, and disks are slow."""
+    opened = contextlib.ExitStack()
+    temporary = await asyncio.to_thread(opened.enter_context, blobs.temporary())
+    try:
+        yield temporary
+    finally:
+        closing = asyncio.ensure_future(asyncio.to_thread(opened.close))
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            await asyncio.gather(closing, return_exceptions=True)
+            raise
 
 
 def _fetch_deadline_s(with_parts: parts.Parts, row: tasks.Task) -> float:
