@@ -51,7 +51,8 @@ MOST_MEDIA: Final = 256
 _MEDIA_LISTS: Final = ("images", "videos", "audios")
 _EARLY_MEDIA: Final = ("video_url", "thumbnail_url")
 _WITHHELD: Final = ("result", "cost", "completed_at")
-_SANE_ID: Final = re.compile(r"[!-~]{1,200}", re.ASCII)
+_SANE_ID: Final = re.compile(r"(?!\.{1,2}\Z)[!-~]{1,200}", re.ASCII)
+"""In a path `.` and `..` are no names, in no spelling."""
 _NUMBER: Final = re.compile(r"-?\d{1,40}(?:\.\d{1,40})?(?:[eE][+-]?\d{1,3})?", re.ASCII)
 _SHORTEST_ID_IN_TEXT: Final = 8
 """A shorter vendor id is replaced only where it is the whole string."""
@@ -142,12 +143,12 @@ def classify_submit(status: int, body: bytes, *, retry_after: str | None) -> tas
     if 200 <= status < 300:
         upstream_task_id = None if document is None else _task_id(document)
         if upstream_task_id is None:
-            return task.InDoubt(reason=f"answer {status} without a task id")
+            return task.InDoubt(reason=f"answer {status} without a task id", is_garbled=True)
         return task.Accepted(upstream_task_id=upstream_task_id, document=body, outcome=_outcome(document or {}))
     is_refusal = status in (400, 404, 413, 422) or (status == 500 and _code(document) == "price_not_configured")
     if is_refusal and document is not None:
         return task.Refused(status=status, document=body)
-    return task.InDoubt(reason=f"answer {status}")
+    return task.InDoubt(reason=f"answer {status}", is_garbled=_is_odd(status))
 
 
 def classify_cancel(status: int, body: bytes, upstream_task_id: str, *, retry_after: str | None) -> task.CancelOutcome:
@@ -160,7 +161,12 @@ def classify_cancel(status: int, body: bytes, upstream_task_id: str, *, retry_af
         return task.Told(status=status, document=body)
     if status in (400, 409, 422) and document is not None and isinstance(document.get("error"), dict):
         return task.Told(status=status, document=body, is_refusal=True)
-    return task.Lost(reason=f"answer {status}", is_answered=True)
+    return task.Lost(reason=f"answer {status}", is_answered=True, is_garbled=_is_odd(status))
+
+
+def _is_odd(status: int) -> bool:
+    """Whether an API has no use for this status here: a redirect, a success that says nothing, a number of no class."""
+    return not 400 <= status < 600
 
 
 def _unaccepted(status: int, document: dict[str, object] | None, retry_after: str | None) -> task.NotSent | None:

@@ -197,12 +197,12 @@ def test_what_alerts_wait_for_is_counted_from_zero(gateway: process.Gateway) -> 
     for outcome in ("delivered", "failed", "given_up"):
         assert _value(families, "webhooks_total", outcome=outcome) == 0
     outcomes = {
-        "submit": ("refused", "not_sent", "in_doubt"),
+        "submit": ("refused", "not_sent", "in_doubt", "garbled"),
         "poll": (
             *("lost", "other", "3xx", "4xx", "5xx", "401", "402", "403", "404", "429"),
-            *("connect", "timeout", "too_large", "not_a_task"),
+            *("connect", "timeout", "too_large", "garbled", "not_a_task"),
         ),
-        "cancel": ("accepted", "refused", "not_sent", "lost"),
+        "cancel": ("accepted", "refused", "not_sent", "lost", "garbled"),
     }
     for operation, named in outcomes.items():
         for outcome in named:

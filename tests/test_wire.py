@@ -227,6 +227,8 @@ def test_an_answer_held_until_the_end_carries_the_outcome() -> None:
         b'{"task_id":""}',
         b'{"task_id":7}',
         b'{"task_id":"has space"}',
+        b'{"task_id":"."}',
+        b'{"task_id":".."}',
         b'{"task_id":"line\\nbreak"}',
         '{"task_id":"任务"}'.encode(),
         b'{"task_id":"' + b"x" * 201 + b'"}',
@@ -237,7 +239,8 @@ def test_an_answer_held_until_the_end_carries_the_outcome() -> None:
     ],
 )
 def test_success_without_a_sane_task_id_is_in_doubt(body: bytes) -> None:
-    assert wire.classify_submit(200, body, retry_after=None) == InDoubt(reason="answer 200 without a task id")
+    doubt = InDoubt(reason="answer 200 without a task id", is_garbled=True)
+    assert wire.classify_submit(200, body, retry_after=None) == doubt
 
 
 @pytest.mark.parametrize(
@@ -245,7 +248,8 @@ def test_success_without_a_sane_task_id_is_in_doubt(body: bytes) -> None:
 )
 @pytest.mark.parametrize("body", [SAID_NO, QUEUED, b"", b"<html>"])
 def test_what_nobody_can_be_sure_of_is_in_doubt(status: int, body: bytes) -> None:
-    assert wire.classify_submit(status, body, retry_after="5") == InDoubt(reason=f"answer {status}")
+    doubt = InDoubt(reason=f"answer {status}", is_garbled=status in (100, 300, 302, 307))
+    assert wire.classify_submit(status, body, retry_after="5") == doubt
 
 
 @pytest.mark.parametrize("status", [400, 404, 413, 422])
@@ -362,7 +366,7 @@ def test_a_no_to_a_cancel_is_told_as_it_is(status: int) -> None:
 )
 def test_any_other_answer_to_a_cancel_says_nothing(status: int, body: bytes) -> None:
     lost = wire.classify_cancel(status, body, "t-1", retry_after=None)
-    assert lost == Lost(reason=f"answer {status}", is_answered=True)
+    assert lost == Lost(reason=f"answer {status}", is_answered=True, is_garbled=status < 400)
 
 
 @pytest.mark.parametrize("status", [401, 402, 403])

@@ -26,7 +26,7 @@ import aiohttp
 import httpx
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from gateway.outbound import tunnel
+from gateway.outbound import bounded, tunnel
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -132,7 +132,7 @@ def connector(
         "force_close": not keeps_connections,
     }
     if proxy is None or private_only:
-        return aiohttp.TCPConnector(ssl=tls, **options)
+        return bounded.Connector(ssl=tls, **options)
     return tunnel.Connector(proxy=proxy, ways=ways, tls=tls, **options)
 
 

@@ -20,7 +20,7 @@ from typing import BinaryIO, Final
 import aiohttp
 import httpx
 
-from gateway.outbound import address, guarded, tunnel
+from gateway.outbound import address, bounded, guarded, tunnel
 from gateway.rules import media
 
 SIZE_MAX_BYTES: Final = 64 * 1024 * 1024
@@ -209,6 +209,8 @@ def _failed_by(error: BaseException, *, host: str) -> Failed:
     refused = next((cause for cause in causes if isinstance(cause, address.AddressRefused)), None)
     if refused is not None:
         return _failed(Reason.ADDRESS, f"{host}: {refused.reason}")
+    if any(isinstance(cause, bounded.Overlong) for cause in causes):
+        return _failed(Reason.TOO_LARGE, f"{host}: {causes[-1]}")
     if any(isinstance(cause, aiohttp.ClientPayloadError) for cause in causes):
         return _failed(Reason.TRUNCATED, f"{host}: the connection ended before the file did")
     if any(isinstance(cause, TimeoutError) for cause in causes):

@@ -23,6 +23,8 @@ from typing import Any, Final, TypeAlias
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
+from gateway.outbound import bounded
+
 MOST_HEAD_BYTES: Final = 16 * 1024
 """Of a proxy's answer."""
 MOST_TRIES: Final = 4
@@ -72,7 +74,7 @@ def parse(url: str) -> Proxy:
     return Proxy(host=parts.hostname, port=port or (443 if is_tls else 80), is_tls=is_tls, authorization=authorization)
 
 
-class Connector(aiohttp.TCPConnector):
+class Connector(bounded.Connector):
     """Makes each https connection inside a tunnel; the pool above it is aiohttp's own."""
 
     def __init__(self, *, proxy: Proxy, ways: Ways, tls: ssl.SSLContext, **options: Any) -> None:
@@ -130,7 +132,7 @@ class Connector(aiohttp.TCPConnector):
 
     async def _secured(self, tunnel: asyncio.WriteTransport, server_hostname: str) -> ResponseHandler:
         loop = asyncio.get_running_loop()
-        handler = ResponseHandler(loop=loop)
+        handler = self._factory()
         inside = await loop.start_tls(tunnel, handler, self._tls, server_hostname=server_hostname)
         if inside is None:
             raise ProxyFailed("the tunnel through the egress proxy closed at once")

@@ -7,13 +7,14 @@ upstream key goes to the configured origin only.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import ssl
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -21,14 +22,23 @@ import httpx
 import httpx_aiohttp
 
 from gateway import VERSION, log_events, logs, metrics, tracing, wire
-from gateway.outbound import address, tunnel
+from gateway.outbound import address, bounded, tunnel
 from gateway.rules import reconcile, task
+
+T = TypeVar("T")
 
 CONNECT_S: Final = 5.0
 POOL_S: Final = 20.0
 TOTAL_S: Final = 30.0
 MOST_ANSWER_BYTES: Final = 1024 * 1024
+LARGE_BYTES: Final = 16 * 1024
+"""No sane answer is longer: a task is a kilobyte or two."""
+LARGE_AT_ONCE: Final = 2
+"""How many answers longer than that are in memory; others wait in the network's buffers."""
 MOST_CONNECTIONS: Final = 256
+GARBLED: Final = "garbled"
+"""What no upstream in its right mind sends: no HTTP, an answer without an end, a redirect, a success about nothing."""
+TOO_LARGE: Final = "too_large"
 KEY_REMOVED: Final = b"[upstream key]"
 LEAST_KEY_REMOVED: Final = 16
 """Shorter ones are no secrets, and could be found in any text."""
@@ -73,11 +83,12 @@ class _Answer:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Silence:
-    """There was no answer, or none that can be read whole."""
+    """There was no answer, or none that can be read whole; `is_garbled`: it was no HTTP, or more of it than allowed."""
 
     reason: str
     is_sent: bool = True
     is_answered: bool = False
+    is_garbled: bool = False
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -123,13 +134,17 @@ class Upstream:
         verify: ssl.SSLContext | None = None,
         proxy: tunnel.Proxy | None = None,
         allowed: Sequence[address.Network] = (),
+        total_s: float = TOTAL_S,
     ) -> None:
         """`origin`: scheme, host and port, e.g. `https://www.qingbo.dev`; `verify`: how to check its certificate.
 
+        `total_s`: how long one call may take in all.
         With a `proxy` that one is asked for the upstream by its name; an address in `allowed` is reached directly.
         """
         tls = verify or ssl.create_default_context()
         self._origin = origin.rstrip("/")
+        self._total_s = total_s
+        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
         self._client = httpx.AsyncClient(
             transport=httpx_aiohttp.AiohttpTransport(
                 verify=tls, trust_env=False, client=lambda: _session(tls, proxy, allowed)
@@ -200,86 +215,120 @@ class Upstream:
     async def _submit(
         self, body: bytes, headers: dict[str, str], key: str, span: tracing.Span, call: _Call
     ) -> task.SubmitOutcome:
-        answer = await self._ask("POST", "/v1/tasks", call, key=key, headers=headers, body=body)
+        def read(answer: _Answer) -> task.SubmitOutcome:
+            if span.is_recording:
+                self.describe(span, "POST", "/v1/tasks", answer.status)
+            outcome = wire.classify_submit(answer.status, answer.body, retry_after=answer.headers.get("retry-after"))
+            if isinstance(outcome, task.InDoubt) and _is_down(answer):
+                return dataclasses.replace(outcome, is_down=True)
+            return outcome
+
+        outcome = await self._ask("POST", "/v1/tasks", read, call, key=key, headers=headers, body=body)
+        if not isinstance(outcome, _Silence):
+            return outcome
         if span.is_recording:
-            self.describe(span, "POST", "/v1/tasks", answer.reason if isinstance(answer, _Silence) else answer.status)
-        if isinstance(answer, _Silence):
-            if not answer.is_sent:
-                return task.NotSent(reason=answer.reason)
-            return task.InDoubt(reason=answer.reason, is_down=not answer.is_answered)
-        outcome = wire.classify_submit(answer.status, answer.body, retry_after=answer.headers.get("retry-after"))
-        if isinstance(outcome, task.InDoubt) and _is_down(answer):
-            return dataclasses.replace(outcome, is_down=True)
-        return outcome
+            self.describe(span, "POST", "/v1/tasks", outcome.reason)
+        if not outcome.is_sent:
+            return task.NotSent(reason=outcome.reason)
+        return task.InDoubt(reason=outcome.reason, is_down=not outcome.is_answered, is_garbled=outcome.is_garbled)
 
     async def _poll(self, upstream_task_id: str, key: str, call: _Call) -> Polled | Trouble:
-        answer = await self._get(_path(upstream_task_id), key, call)
-        if isinstance(answer, Trouble):
-            return answer
-        outcome = wire.read_task(answer.body, upstream_task_id)
-        if outcome is None:
-            return Trouble(reason="not_a_task")
-        return Polled(outcome=outcome, document=answer.body)
+        def read(body: bytes) -> Polled | Trouble:
+            outcome = wire.read_task(body, upstream_task_id)
+            return Trouble(reason="not_a_task") if outcome is None else Polled(outcome=outcome, document=body)
+
+        return await self._get(_path(upstream_task_id), read, call, key=key)
 
     async def _balance(self, key: str, call: _Call) -> reconcile.Wallet | Trouble:
-        answer = await self._get("/v1/dashboard/billing/balance", key, call)
-        if isinstance(answer, Trouble):
-            return answer
-        return wire.read_balance(answer.body) or Trouble(reason="not_a_balance")
+        def read(body: bytes) -> reconcile.Wallet | Trouble:
+            return wire.read_balance(body) or Trouble(reason="not_a_balance")
 
-    async def _get(self, path: str, key: str, call: _Call) -> _Answer | Trouble:
-        """An answer 200, or why there is none."""
-        answer = await self._ask("GET", path, call, key=key)
-        if isinstance(answer, _Silence):
-            return Trouble(reason=answer.reason, is_down=not answer.is_answered)
-        if answer.status != 200:
+        return await self._get("/v1/dashboard/billing/balance", read, call, key=key)
+
+    async def _get(self, path: str, read: Callable[[bytes], T | Trouble], call: _Call, *, key: str) -> T | Trouble:
+        """What the body of an answer 200 says, or why there is none."""
+
+        def read_ok(answer: _Answer) -> T | Trouble:
+            if answer.status == 200:
+                return read(answer.body)
             is_key_refused = answer.status in (401, 402, 403)
             return Trouble(reason=str(answer.status), is_key_refused=is_key_refused, is_down=_is_down(answer))
-        return answer
+
+        result = await self._ask("GET", path, read_ok, call, key=key)
+        if isinstance(result, _Silence):
+            return Trouble(reason=result.reason, is_down=not result.is_answered)
+        return result
 
     async def _cancel(self, upstream_task_id: str, key: str, call: _Call) -> task.CancelOutcome:
-        answer = await self._ask("POST", f"{_path(upstream_task_id)}/cancel", call, key=key)
-        if isinstance(answer, _Silence):
-            if not answer.is_sent:
-                return task.NotSent(reason=answer.reason)
-            return task.Lost(reason=answer.reason, is_answered=answer.is_answered)
-        retry_after = answer.headers.get("retry-after")
-        return wire.classify_cancel(answer.status, answer.body, upstream_task_id, retry_after=retry_after)
+        def read(answer: _Answer) -> task.CancelOutcome:
+            retry_after = answer.headers.get("retry-after")
+            return wire.classify_cancel(answer.status, answer.body, upstream_task_id, retry_after=retry_after)
+
+        outcome = await self._ask("POST", f"{_path(upstream_task_id)}/cancel", read, call, key=key)
+        if not isinstance(outcome, _Silence):
+            return outcome
+        if not outcome.is_sent:
+            return task.NotSent(reason=outcome.reason)
+        return task.Lost(reason=outcome.reason, is_answered=outcome.is_answered, is_garbled=outcome.is_garbled)
 
     async def _ask(
         self,
         method: str,
         path: str,
+        read: Callable[[_Answer], T],
         call: _Call,
         *,
         key: str,
         headers: dict[str, str] | None = None,
         body: bytes | None = None,
-    ) -> _Answer | _Silence:
+    ) -> T | _Silence:
+        """What `read` makes of the answer. It is called within the bounds on time and memory, so it cannot wait."""
         named = {"X-Request-Id": call.about.request_id} if call.about is not None else {}
         try:
-            answer = await self._call(method, path, key=key, headers=named | (headers or {}), body=body)
+            return await self._call(method, path, read, call, key=key, headers=named | (headers or {}), body=body)
         except TimeoutError:
             return _Silence(reason="timeout")
+        except bounded.Overlong:
+            return _Silence(reason=TOO_LARGE, is_answered=True, is_garbled=True)
         except _FAILURES as error:
             if _never_connected(error):
                 return _Silence(reason=task.NO_CONNECTION, is_sent=False)
+            if _is_no_http(error):
+                return _Silence(reason=GARBLED, is_garbled=True)
             return _Silence(reason=_name(error))
         except _TooLarge:
-            return _Silence(reason="too_large", is_answered=True)
-        call.status = answer.status
-        return answer
+            return _Silence(reason=TOO_LARGE, is_answered=True, is_garbled=True)
 
-    async def _call(self, method: str, path: str, *, key: str, headers: dict[str, str], body: bytes | None) -> _Answer:
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        read: Callable[[_Answer], T],
+        call: _Call,
+        *,
+        key: str,
+        headers: dict[str, str],
+        body: bytes | None,
+    ) -> T:
         headers = headers | {"Authorization": f"Bearer {key}"}
-        async with asyncio.timeout(TOTAL_S):
+        async with asyncio.timeout(self._total_s), contextlib.AsyncExitStack() as while_large:
             async with self._client.stream(method, self._origin + path, headers=headers, content=body) as response:
-                read = bytearray()
+                received = bytearray()
+                is_large = False
                 async for chunk in response.aiter_raw():
-                    read += chunk
-                    if len(read) > MOST_ANSWER_BYTES:
+                    received += chunk
+                    if len(received) > MOST_ANSWER_BYTES:
                         raise _TooLarge
-                return _Answer(status=response.status_code, headers=response.headers, body=_without(bytes(read), key))
+                    if len(received) > LARGE_BYTES and not is_large:
+                        await while_large.enter_async_context(self._large)
+                        is_large = True
+            said = _Answer(status=response.status_code, headers=response.headers, body=_without(bytes(received), key))
+            del received
+            call.status = said.status
+            outcome = read(said)
+            if is_large:
+                await asyncio.sleep(0)  # each takes some milliseconds; others of this loop come in between
+            return outcome
 
 
 def _without(body: bytes, key: str) -> bytes:
@@ -303,7 +352,7 @@ def _session(
         return None if address.is_literal_inside(host, allowed) else [host]
 
     if proxy is None:
-        connector = aiohttp.TCPConnector(limit=MOST_CONNECTIONS, ssl=tls)
+        connector = bounded.Connector(limit=MOST_CONNECTIONS, ssl=tls)
     else:
         connector = tunnel.Connector(proxy=proxy, ways=ways, tls=tls, limit=MOST_CONNECTIONS)
     return aiohttp.ClientSession(
@@ -326,6 +375,16 @@ def _never_connected(error: Exception) -> bool:
     return isinstance(error.__cause__ or error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError))
 
 
+def _is_no_http(error: Exception) -> bool:
+    """Whether what came is none that a parser takes; one that broke off may have been."""
+    cause = error.__cause__ or error
+    if isinstance(cause, aiohttp.ClientPayloadError):
+        return False
+    return isinstance(cause, aiohttp.ClientResponseError) or isinstance(
+        cause.__cause__, aiohttp.http.HttpProcessingError
+    )
+
+
 def _name(error: Exception) -> str:
     return type(error.__cause__ or error).__name__
 
@@ -339,7 +398,7 @@ def _submit_label(outcome: task.SubmitOutcome) -> str:
         case task.NotSent():
             return "not_sent"
         case task.InDoubt():
-            return "in_doubt"
+            return GARBLED if outcome.is_garbled else "in_doubt"
 
 
 def _cancel_label(outcome: task.CancelOutcome) -> str:
@@ -349,11 +408,14 @@ def _cancel_label(outcome: task.CancelOutcome) -> str:
         case task.NotSent():
             return "not_sent"
         case task.Lost():
-            return "lost"
+            return GARBLED if outcome.is_garbled else "lost"
 
 
 _TROUBLES: Final = frozenset(
-    {*("401", "402", "403", "404", "429"), task.NO_CONNECTION, "timeout", "too_large", "not_a_task", "not_a_balance"}
+    {
+        *("401", "402", "403", "404", "429"),
+        *(task.NO_CONNECTION, "timeout", TOO_LARGE, GARBLED, "not_a_task", "not_a_balance"),
+    }
 )
 
 
@@ -366,9 +428,9 @@ def _trouble_label(trouble: Trouble) -> str:
 
 
 OUTCOMES: Final[Mapping[str, tuple[str, ...]]] = {
-    "submit": ("accepted", "refused", "not_sent", "in_doubt"),
+    "submit": ("accepted", "refused", "not_sent", "in_doubt", GARBLED),
     "poll": ("ok", "lost", "other", "3xx", "4xx", "5xx", *sorted(_TROUBLES - {"not_a_balance"})),
-    "cancel": ("accepted", "refused", "not_sent", "lost"),
+    "cancel": ("accepted", "refused", "not_sent", "lost", GARBLED),
 }
 """What can come of a gateway's requests. Each is counted from 0, so that `increase()` sees the first."""
 for _operation, _outcomes in OUTCOMES.items():

@@ -165,10 +165,14 @@ class NotSent:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class InDoubt:
-    """It may have been accepted; nobody knows. `is_down`: no answer came, or one that says the vendor is not there."""
+    """It may have been accepted; nobody knows. `is_down`: no answer came, or one that says the vendor is not there.
+
+    `is_garbled`: what came is what no vendor in its right mind sends.
+    """
 
     reason: str
     is_down: bool = False
+    is_garbled: bool = False
 
 
 SubmitOutcome = Accepted | Refused | NotSent | InDoubt
@@ -185,10 +189,14 @@ class Told:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Lost:
-    """The vendor may have heard a cancel and nobody knows what it did; `is_answered` with what says nothing."""
+    """The vendor may have heard a cancel and nobody knows what it did; `is_answered` with what says nothing.
+
+    `is_garbled` as in `InDoubt`.
+    """
 
     reason: str
     is_answered: bool
+    is_garbled: bool = False
 
 
 CancelOutcome = Told | NotSent | Lost
