@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from tests.proofs import disconnects, drops, outage, prometheus, rounding, run, scrape, ssrf, sums, webhooks
+from tests.proofs import disconnects, drops, hostile, outage, prometheus, rounding, run, scrape, ssrf, sums, webhooks
 
 PROOFS: Final[Mapping[str, run.Proof]] = {
     "drops": drops.prove,
@@ -23,6 +23,7 @@ PROOFS: Final[Mapping[str, run.Proof]] = {
     "scrape": scrape.prove,
     "prometheus": prometheus.prove,
     "webhooks": webhooks.prove,
+    "hostile": hostile.prove,
     "ssrf": ssrf.prove,  # the last: not every machine lets it make a network
 }
 
