@@ -99,7 +99,8 @@ def broken_off(sent: bytes) -> Send:
         await writer.drain()
         await asyncio.sleep(0.05)  # or the reset takes the bytes back
         raw = writer.get_extra_info("socket")
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with contextlib.suppress(OSError):  # the other side was quicker
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     return send
 
@@ -313,14 +314,14 @@ class Vendor:
             case "GET", ["v1", "tasks", vendor_id]:
                 return self._poll(vendor_id)
             case "POST", ["v1", "tasks", vendor_id, "cancel"]:
-                kind, name, _ = vendor_id.split(".", 2)
+                kind, _, name = vendor_id.rpartition(".")[0].partition(".")
                 said = b'{"task_id":"%s","status":"cancelled","refunded":true}' % vendor_id.encode()
                 return ("cancel", name, said) if kind == "cancel" else ("", "", said)
             case "GET", ["media", name, *_]:
                 return ("media", "picture", b"") if self.mood == "calm" else ("media", name, b"")
             case "GET", ["v1", "dashboard", "billing", "balance"]:
                 said = b'{"object":"credit_summary","currency":"USD","total_used_usd":0}'
-                return "balance", headers["authorization"].removeprefix("Bearer sk-balance-"), said
+                return "balance", headers.get("authorization", "").removeprefix("Bearer sk-balance-"), said
             case _:
                 pass
         self.strayed.append(f"{method} {target} {headers.get('authorization', '')}".strip())
