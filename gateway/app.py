@@ -21,6 +21,7 @@ import socket
 import ssl
 import sys
 import time
+import urllib.parse
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -31,11 +32,11 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from gateway import VERSION, errors, log_events, logs, metrics, policy_files, policy_yaml, tracing, workers
-from gateway.edge import account, admin, auth, control, guard, media, protocol, render, traced
+from gateway.edge import account, admin, auth, callbacks, control, guard, media, protocol, render, traced
 from gateway.edge import tasks as tasks_edge
 from gateway.flow import adopt, auditor, deliver, mirror, parts, poll, recover, resubmit, scrape, watch
-from gateway.outbound import download, guarded, upstream, webhook
-from gateway.rules import budget, policy
+from gateway.outbound import address, download, guarded, upstream, webhook
+from gateway.rules import budget, callback, policy
 from gateway.settings import LogFormat, Settings
 from gateway.store import blobs_disk, cache, database, sqlite
 from gateway.store import media as media_rows
@@ -99,6 +100,7 @@ async def _serve(settings: Settings, environ: Mapping[str, str]) -> None:
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, stop)
             tune_interpreter()
+            warn_of_callbacks(settings)
             logs.note(log, logging.INFO, _started(settings, internal_listener))
             async with _serving_internal(settings, with_parts, internal_listener):
                 await server.serve(sockets=[listener])
@@ -110,6 +112,27 @@ def _started(settings: Settings, internal: socket.socket | None) -> log_events.S
     return log_events.Started(
         version=VERSION, public_url=settings.public_url, upstream=settings.upstream, internal_listen=at
     )
+
+
+def warn_of_callbacks(settings: Settings) -> None:
+    """Say so where the upstream is given URLs that it can hardly call."""
+    reason = _unreachable(settings.public_url) if settings.upstream_callbacks else None
+    if reason is not None:
+        log.warning(
+            "--upstream-callbacks: the upstream is told to call %s, which it can hardly reach: %s. Give a --public-url "
+            "that it can; tasks are polled all the same",
+            settings.public_url,
+            reason,
+        )
+
+
+def _unreachable(public_url: str) -> str | None:
+    """Why a URL is none for others, as far as it can be seen in it; no name is resolved."""
+    host = urllib.parse.urlsplit(public_url).hostname or ""
+    try:
+        return address.check(host, allowed=())
+    except ValueError:
+        return None if "." in host and not host.endswith(".localhost") else f"{host} is a name of this network only"
 
 
 def tune_interpreter() -> None:
@@ -210,6 +233,7 @@ def _parts(
         luck=random.random,
         new_task_id=lambda: new_task_id(time.time()),
         public_url=settings.public_url,
+        new_callback_token=new_callback_token if settings.upstream_callbacks else None,
         media_public_url=settings.media_public_url,
         is_media_public_url_given=settings.is_media_public_url_given,
         allow_private=settings.allow_private,
@@ -252,6 +276,7 @@ def routes(settings: Settings, with_parts: parts.Parts) -> list[BaseRoute]:
     return [
         *tasks_edge.routes(with_parts, keys, max_wait_s=settings.max_wait_s),
         *account.routes(with_parts, keys),
+        *callbacks.routes(with_parts),
         Route(media.PATH, media.endpoint(functools.partial(_find_blob, with_parts)), methods=["GET"]),
         *internal_routes(settings, with_parts),
     ]
@@ -541,6 +566,11 @@ def new_task_id(now: float) -> str:
     """`task-wg` + 26 characters: 48 bits of unix milliseconds and 80 random bits, so ids sort by time."""
     number = (int(now * 1000) << 80) | secrets.randbits(80)
     return "task-wg" + "".join(_BASE32[(number >> shift) & 31] for shift in range(125, -1, -5))
+
+
+def new_callback_token() -> str:
+    """43 letters and digits: 256 random bits."""
+    return callback.token_of(secrets.token_bytes(callback.RANDOM_BYTES))
 
 
 def new_request_id() -> str:

@@ -60,6 +60,8 @@ class Settings:
     """Without a slash at the end."""
     upstream_idempotency: bool
     """Whether the upstream knows a repeated submit by its Idempotency-Key."""
+    upstream_callbacks: bool
+    """Whether the upstream is given a URL of ours to call when a task has ended."""
     policies: Path
     data: Path
     database: str
@@ -401,6 +403,15 @@ TABLE: Final = (
         default="on",
         help="Whether the upstream knows a repeated submit by its Idempotency-Key; if not, a lost answer is never "
         "asked for again and waits for `tasks resolve`.",
+        is_switch=True,
+    ),
+    Setting(
+        name="upstream-callbacks",
+        kind="on|off",
+        parse=_switch,
+        default="off",
+        help="Give the upstream a URL under --public-url to call when a task has ended, so that it is polled at once; "
+        "without it tasks are polled on a schedule only.",
         is_switch=True,
     ),
     Setting(name="policies", kind="DIR", parse=_path, default="./policies", help="Directory of the policy files."),

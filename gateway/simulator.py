@@ -344,6 +344,12 @@ class Simulator:
                 await asyncio.gather(*(self._call_back(client, gate, task) for task in due))
         return len(due)
 
+    async def aclose(self) -> None:
+        """Send no callbacks any more."""
+        if self._pump is not None:
+            self._pump.cancel()
+            await asyncio.gather(self._pump, return_exceptions=True)
+
     def _routes(self) -> list[Route]:
         billing = "/v1/dashboard/billing"
         return [

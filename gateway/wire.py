@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from gateway import errors
-from gateway.rules import money, reconcile, strict_json, task
+from gateway.rules import callback, money, reconcile, strict_json, task
 from gateway.rules import request as requests
 
 NEVER_EXPIRES: Final = 4102444800
@@ -90,6 +90,14 @@ def parse_submit(body: bytes) -> requests.Request:
 def encode_submit(request: requests.Request) -> bytes:
     """The body that goes upstream: as written, but for what a policy changed and the webhook fields."""
     return strict_json.join_fields(requests.to_send(request))
+
+
+def add_callback(body: bytes, url: str) -> bytes:
+    """The same body with the URL that the upstream is to call at the end; every other field keeps its bytes."""
+    ours = {"callback_url": url, "callback_events": callback.EVENTS}
+    return strict_json.join_fields(
+        strict_json.fields_of(body) | {name: strict_json.dumps(value) for name, value in ours.items()}
+    )
 
 
 def _invalid(param: str, what: str) -> errors.CallerError:

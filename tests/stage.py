@@ -12,10 +12,13 @@ import ssl
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+import httpx
 import msgspec
 import uvicorn
+from starlette.applications import Starlette
 
 from gateway import policy_files, simulator
+from gateway.edge import callbacks, render
 from gateway.flow import adopt, audit, deliver, mirror, parts, poll, read, resubmit, submit, watch
 from gateway.outbound import download, upstream, webhook
 from gateway.rules import policy
@@ -96,13 +99,22 @@ class Stage:
     """Everything a flow works with, and the vendor that it works against."""
 
     def __init__(
-        self, with_parts: parts.Parts, vendor: simulator.Simulator, clock: Clock, keys: dict[str, str], *, url: str
+        self,
+        with_parts: parts.Parts,
+        vendor: simulator.Simulator,
+        clock: Clock,
+        keys: dict[str, str],
+        *,
+        url: str,
+        door: httpx.AsyncBaseTransport,
     ) -> None:
         self.parts = with_parts
         self.url = url
         self.vendor = vendor
         self.clock = clock
         self.keys = keys
+        self.door = door
+        """Where the vendor's callbacks arrive."""
 
     async def submit(
         self, caller: Caller = CALLER, *, key: str | None = None, **fields: Any
@@ -143,6 +155,12 @@ class Stage:
         self.clock.advance(seconds)
         due = await deliver.due(self.parts, 100)
         await asyncio.gather(*(deliver.step(self.parts, task_id) for task_id in due))
+
+    async def call_back(self, token: str, *, times: int = 1, body: bytes = b"") -> list[int]:
+        """Send a callback so many times at once; returns the statuses."""
+        async with httpx.AsyncClient(transport=self.door, base_url="http://gateway.test") as client:
+            answers = await asyncio.gather(*(client.post(f"/callbacks/{token}", content=body) for _ in range(times)))
+        return [answer.status_code for answer in answers]
 
     async def row(self, task_id: str) -> tasks.Task:
         row = await self.parts.database.read(lambda tx: tasks.get(tx, task_id))
@@ -200,6 +218,7 @@ async def served(vendor_options: Mapping[str, Any], clock: Clock) -> AsyncIterat
             yield vendor, url
         finally:
             # Its own way out sleeps for 0.2 s, which adds up over the tests; the clients have left already.
+            await vendor.aclose()
             serving.cancel()
             await asyncio.gather(serving, return_exceptions=True)
             for each in server.servers:
@@ -217,16 +236,19 @@ async def staged(
     org: str = "",
     models: str = MODELS,
     vendor: Mapping[str, Any] | None = None,
+    callbacks_are_on: bool = False,
     **teams: str,
 ) -> AsyncIterator[Stage]:
-    """A stage with these policy lines; `vendor`: options of the simulator."""
+    """A stage with these policy lines; `vendor`: options of the simulator, whose callbacks arrive if they are on."""
     clock = Clock()
     policies = write_policies(directory / "policies", org=org, models=models, **teams)
     keys = {"env:KEY_GROWTH": "vendor-key-growth", "env:KEY_RESEARCH": "vendor-key-research"}
-    async with served(vendor or {}, clock) as (simulated, url):
+    app = Starlette(exception_handlers=render.exception_handlers())
+    door = httpx.ASGITransport(app)
+    async with served({"callback_transport": door} | dict(vendor or {}), clock) as (simulated, url):
         (directory / "data").mkdir(exist_ok=True)
         database = sqlite.SqliteDatabase(directory / "data" / "wave.db")
-        numbers = itertools.count(1)
+        numbers, tokens = itertools.count(1), itertools.count(1)
         networks = (ipaddress.ip_network("127.0.0.0/8"),)
         with_parts = parts.Parts(
             database=database,
@@ -245,8 +267,10 @@ async def staged(
             public_url="http://gateway.test",
             media_public_url="http://gateway.test",
             allow_private=networks,
+            new_callback_token=(lambda: f"{next(tokens):043d}") if callbacks_are_on else None,
         )
-        stage = Stage(with_parts, simulated, clock, keys, url=url)
+        app.routes.extend(callbacks.routes(with_parts))
+        stage = Stage(with_parts, simulated, clock, keys, url=url, door=door)
         await stage.adopt(policies)
         try:
             yield stage

@@ -14,6 +14,7 @@ import http.client
 import json
 import pathlib
 import socket
+import sqlite3
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -36,6 +37,7 @@ MAY = (403, "not_permitted")
 NOT_YOURS = (404, "task_not_found")
 LATE = (400, "task_not_cancellable")
 NOTHING = (404, "not_found")
+HEARD = (204, None)
 
 Seen = tuple[int, str | None]
 """Status and error code."""
@@ -70,6 +72,7 @@ GRANTS: Mapping[str, tuple[str, tuple[Seen, ...]]] = {
     "GET /v1/dashboard/billing/balance": ("read", TEAMS_OWN),
     "GET /v1/dashboard/billing/usage": ("read", TEAMS_OWN),
     "GET /v1/dashboard/billing/subscription": ("read", TEAMS_OWN),
+    "POST /callbacks/{token}": ("", (HEARD,) * 10),
     "GET /media/{name}": ("", OPEN),
     "GET /healthz": ("", OPEN),
     "GET /readyz": ("", OPEN),
@@ -95,6 +98,7 @@ METHODS = {
     "/v1/dashboard/billing/balance": "GET, HEAD",
     "/v1/dashboard/billing/usage": "GET, HEAD",
     "/v1/dashboard/billing/subscription": "GET, HEAD",
+    "/callbacks/{token}": "POST",
     "/media/{name}": "GET, HEAD",
     "/healthz": "GET, HEAD",
     "/readyz": "GET, HEAD",
@@ -131,8 +135,12 @@ class House:
         self.gateway = gateway
         self.ports = {"--listen": int(gateway.url.rpartition(":")[2]), "--internal-listen": internal_port}
         self.task_id, self.media_path = "", ""
+        self.token = ""
         self.task_id, self.media_path = self._completed("owner")
         self._completed("other")
+        with contextlib.closing(sqlite3.connect(gateway.data / "wave.db", timeout=20)) as database:
+            sql = "SELECT callback_token FROM tasks WHERE id = ?"
+            [[self.token]] = database.execute(sql, [self.task_id]).fetchall()
 
     def ask(
         self, method: str, path: str, *, principal: str, needs: str = "", at: str = "--listen", **headers: str
@@ -163,6 +171,7 @@ class House:
     def path(self, pattern: str) -> str:
         """A path for a route's pattern; what it names belongs to the owner."""
         known = {"{task_id}": self.task_id, "{model_id:path}": FLASH, "/media/{name}": self.media_path}
+        known["{token}"] = self.token
         for name, value in known.items():
             pattern = pattern.replace(name, value)
         return pattern
@@ -196,7 +205,8 @@ def _write_teams(directory: pathlib.Path) -> None:
 @contextlib.contextmanager
 def _house(directory: pathlib.Path, vendor: process.Vendor, *options: str) -> Iterator[House]:
     internal = process.free_port()
-    gateway = process.gateway_before(vendor.url, directory, "--internal-listen", f"127.0.0.1:{internal}", *options)
+    at = ("--internal-listen", f"127.0.0.1:{internal}")
+    gateway = process.gateway_before(vendor.url, directory, *at, "--upstream-callbacks", *options)
     _write_teams(gateway.policies / "teams")
     gateway.start()
     try:
@@ -429,7 +439,8 @@ def test_a_method_that_http_does_not_know_is_400_and_the_connection_ends(house, 
         ("/v1/tasks/..%2fmodels", NOTHING),
         ("/v1/dashboard/billing", NOTHING),
         ("/v1/chat/completions", NOTHING),
-        ("/callbacks/x", NOTHING),
+        ("/callbacks", NOTHING),
+        ("/callbacks/", NOTHING),
         ("/admin", NOTHING),
         ("/control.sock", NOTHING),
         ("/", NOTHING),

@@ -228,7 +228,7 @@ def haul(tmp_path_factory) -> Iterator[Haul]:
     vendor = process.Vendor(f"http://127.0.0.1:{port}", "simulate", "--port", str(port))
     options = ["--metrics-token-file", str(directory / "token"), "--log-level", "debug", "--log-format", "json"]
     options += ["--egress-proxy-file", str(directory / "proxy")]
-    options += ["--mirror-patience", "1s", "--drain", "2s"]
+    options += ["--mirror-patience", "1s", "--drain", "2s", "--upstream-callbacks"]
     gateway = process.gateway_before(vendor.url, directory, *options, environ={"KEY_GROWTH": UPSTREAM["growth"]})
     gateway.launcher = ("sh", "-c", 'exec "$@" 2>>"$0"', str(directory / "log"))
     with contextlib.ExitStack() as stack:
@@ -284,9 +284,18 @@ def _campaign(client: Client, vendor: process.Vendor, media: Host, elsewhere: Ho
     # A public address, to which only the proxy could show the way.
     vendor.script([quick, {**signed, "do": {"merge": _result("https://93.184.215.14/lost/3.jpg")}}])
     client.complete(client.submit(more="outside")[1]["task_id"])
+    for token in _tokens(vendor.requests()):
+        assert client.ask("POST", f"/callbacks/{token}?token={token}", {"token": token}, who="others")[0] == 204
+        assert client.ask("GET", f"/callbacks/{token}", who="others")[0] == 405
+        assert client.ask("POST", f"/callbacks/{token[::-1]}", {"token": token}, who="others")[0] == 404
     _vendor_fails(client, vendor, elsewhere, at_once)
     _clients_err(client, url)
     _our_failures(client, first["task_id"])
+
+
+def _tokens(heard: Any) -> set[str]:
+    """The tokens of the URLs that the vendor was told to call."""
+    return {json.loads(each["body"])["callback_url"].rpartition("/")[2] for each in heard["submits"]}
 
 
 def _vendor_fails(client: Client, vendor: process.Vendor, elsewhere: Host, at_once: dict[str, Any]) -> None:
@@ -491,6 +500,14 @@ def test_no_key_and_no_token_is_anywhere(haul, secret):
 @pytest.mark.parametrize("secret", KEPT)
 def test_prompts_and_addresses_are_only_where_they_are_kept(haul, secret):
     assert haul.holding(secret) == KEPT[secret]
+
+
+def test_the_tokens_that_the_vendor_was_given_are_only_in_the_database(haul):
+    tokens = _tokens(haul.vendor)
+    assert len(tokens) > 20
+    assert haul.vendor["counts"]["callback"] > 0
+    for token in tokens:
+        assert {"database as rows"} <= haul.holding(token) <= DATABASE
 
 
 def test_each_upstream_key_went_to_the_upstream_and_only_for_its_own_team(haul):

@@ -28,6 +28,7 @@ def test_without_options_the_defaults_of_the_interface_hold():
         is_media_public_url_given=False,
         upstream="https://www.qingbo.dev",
         upstream_idempotency=True,
+        upstream_callbacks=False,
         policies=Path("policies"),
         data=Path("data"),
         database="sqlite",

@@ -12,10 +12,10 @@ import logging
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from gateway import errors, failpoints, log_events, logs, metrics, tracing
+from gateway import errors, failpoints, log_events, logs, metrics, tracing, wire
 from gateway.flow import advance, changes, parts
 from gateway.outbound import upstream
-from gateway.rules import circuit, policy, task
+from gateway.rules import callback, circuit, policy, task
 from gateway.store import tasks
 from gateway.store.database import Tx
 
@@ -34,6 +34,7 @@ def digest_of(key: str) -> bytes:
 async def post(with_parts: parts.Parts, row: tasks.Task, key: str) -> None:
     """Send the task upstream once and record what came of it."""
     began_at = with_parts.clock()
+    with_parts.callback_tokens.learn(row)  # before it is sent: the vendor's call may come before its answer
     failpoints.reach("attempt.before")
     outcome = await _send(with_parts, row, key)
     failpoints.reach("attempt.after")
@@ -87,7 +88,7 @@ async def _sent(with_parts: parts.Parts, row: tasks.Task, key: str, span: tracin
     traceparent = span.traceparent or row.traceparent
     try:
         return await with_parts.upstream.submit(
-            row.request,
+            _body_of(row),
             key=key,
             idempotency_key=row.upstream_idempotency_key,
             about=about(row, attempt=row.attempts),
@@ -103,7 +104,14 @@ async def _sent(with_parts: parts.Parts, row: tasks.Task, key: str, span: tracin
 
 def about(row: tasks.Task, *, attempt: int | None = None) -> upstream.About:
     """The task that a call to the upstream is about; `attempt`: of a submit."""
-    return upstream.About(task_id=row.id, request_id=row.request_id, attempt=attempt)
+    return upstream.About(task_id=row.id, request_id=row.request_id, attempt=attempt, callback_token=row.callback_token)
+
+
+def _body_of(row: tasks.Task) -> bytes:
+    """What is sent, made of the row alone: a repeat under the same key is the same bytes, whatever is set now."""
+    if row.callback_token is None or row.callback_public_url is None:
+        return row.request
+    return wire.add_callback(row.request, callback.url_of(row.callback_public_url, row.callback_token))
 
 
 async def persist(with_parts: parts.Parts, fn: Callable[[Tx], T]) -> T:

@@ -9,7 +9,7 @@ import ipaddress
 from collections.abc import Callable, Iterator
 
 from gateway import metrics, tracing
-from gateway.flow import circuit, retry_budget, scrape, watch
+from gateway.flow import callback_tokens, circuit, retry_budget, scrape, watch
 from gateway.outbound import download, upstream, webhook
 from gateway.rules import policy, rate
 from gateway.store import blobs_disk, cache, database
@@ -68,6 +68,9 @@ class Parts:
     luck: Callable[[], float]
     new_task_id: Callable[[], str]
     public_url: str
+    new_callback_token: Callable[[], str] | None = None
+    """Makes the unguessable end of the URL that the upstream is to call about a task; None: it is given no such URL."""
+    callback_tokens: callback_tokens.CallbackTokens = dataclasses.field(default_factory=callback_tokens.CallbackTokens)
     media_public_url: str
     is_media_public_url_given: bool = False
     """True: the upstream may be told to fetch our media there."""

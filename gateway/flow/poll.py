@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 
 
 async def due(with_parts: parts.Parts, most: int) -> Collection[str]:
-    """Tasks to be polled now: those that clients ask about, then those whose time has come."""
+    """Tasks to be polled now: those that clients ask about or the vendor hints at, then those whose time has come."""
     now = with_parts.clock()
-    wanted = with_parts.watch.take_wanted(most)
+    wanted = with_parts.watch.take_wanted(most, now=now)
     states = (task.State.SUBMITTED,)
     planned = await with_parts.database.read(lambda tx: tasks.due(tx, states, now=now, limit=most))
     return list(dict.fromkeys([*wanted, *planned]))[:most]
@@ -32,9 +32,12 @@ async def due(with_parts: parts.Parts, most: int) -> Collection[str]:
 
 async def step(with_parts: parts.Parts, task_id: str) -> None:
     """Poll one task upstream and record the vendor's word."""
+    looked_at = with_parts.clock()
+    with_parts.watch.polled(task_id, now=looked_at)  # one that has ended too: hints at it cost a look a second
     row = await with_parts.database.read(lambda tx: tasks.get(tx, task_id))
     if row is None or row.state is not task.State.SUBMITTED or row.upstream_task_id is None:
         return
+    with_parts.callback_tokens.learn(row)
     key = key_for(with_parts, row)
     if key is None:
         missing = log_events.UpstreamKeyMissing(
@@ -49,7 +52,6 @@ async def step(with_parts: parts.Parts, task_id: str) -> None:
         await with_parts.database.write(lambda tx: tasks.note(tx, row, next_at=again))
         return
     began_at = with_parts.clock()
-    with_parts.watch.polled(row.id, now=began_at)
     failpoints.reach("poll.before")
     polled = await with_parts.upstream.poll(row.upstream_task_id, key=key, about=attempt.about(row))
     failpoints.reach("poll.after")

@@ -344,6 +344,7 @@ def _draft(
     fingerprint = None if options.cache is plan.CacheMode.NO_STORE else planned.fingerprint
     quoted = price if isinstance(price, pricing.Quote) else None
     task_id = with_parts.new_task_id()
+    callback_token = None if with_parts.new_callback_token is None else with_parts.new_callback_token()
     return tasks.Task(
         id=task_id,
         team=planned.team.name,
@@ -377,6 +378,8 @@ def _draft(
         first_attempt_at=now,
         deadline_at=now + with_parts.submit_deadline_s,
         traceparent=options.traceparent,
+        callback_token=callback_token,
+        callback_public_url=None if callback_token is None else with_parts.public_url,
     )
 
 
@@ -510,6 +513,8 @@ def _free(
         attempts=0,
         first_attempt_at=None,
         ended_at=ended_at,
+        callback_token=None,
+        callback_public_url=None,
     )
 
 

@@ -1,4 +1,5 @@
-"""Who waits for which task: a client's poll makes the next upstream poll sooner, an end wakes whoever waits.
+"""Who waits for which task: a client's poll, or a hint of the vendor, makes the next upstream poll sooner; an end wakes
+whoever waits.
 
 Only hints live here; a task nobody asks about completes all the same. What is remembered of a task is forgotten once it
 means nothing any more, seconds after the last question or when nobody waits: memory follows the traffic, not the tasks.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import itertools
 from typing import Final
 
 MOST_WATCHED: Final = 20_000
@@ -31,23 +33,38 @@ class Watch:
     def ask(self, task_id: str, *, now: float) -> bool:
         """A client asked about an open task; True if that wants an upstream poll of its own (at most one a second)."""
         _put(self._asked_at, task_id, now, kept_s=WATCHED_FOR_S)
-        if task_id in self._wanted or now - self._polled_at.get(task_id, 0.0) < LEAST_BETWEEN_POLLS_S:
+        if task_id in self._wanted or not self._may_be_polled(task_id, now):
             return False
         if len(self._wanted) < MOST_WATCHED:
             self._wanted[task_id] = None
         return True
 
-    def take_wanted(self, most: int) -> list[str]:
-        """Tasks that a client wants polled now; each is handed out once."""
-        taken = list(self._wanted)[:most]
+    def hint(self, task_id: str, *, now: float) -> bool:
+        """The vendor hinted at a task: it is wanted once its last poll is a second old; True if that is now.
+
+        It is not dropped within that second, as a client's question is: a client asks again, and a poll that was under
+        way may just have missed the end.
+        """
+        if task_id in self._wanted or len(self._wanted) >= MOST_WATCHED:
+            return False
+        self._wanted[task_id] = None
+        return self._may_be_polled(task_id, now)
+
+    def take_wanted(self, most: int, *, now: float) -> list[str]:
+        """Tasks that somebody wants polled and that may be now; each is handed out once."""
+        ready = (task_id for task_id in self._wanted if self._may_be_polled(task_id, now))
+        taken = list(itertools.islice(ready, most))
         for task_id in taken:
             del self._wanted[task_id]
         return taken
 
     def polled(self, task_id: str, *, now: float) -> None:
-        """An upstream poll of the task begins."""
+        """The task is looked at, to be polled if it is under way; nobody wants another poll for a second."""
         self._wanted.pop(task_id, None)
         _put(self._polled_at, task_id, now, kept_s=LEAST_BETWEEN_POLLS_S)
+
+    def _may_be_polled(self, task_id: str, now: float) -> bool:
+        return now - self._polled_at.get(task_id, 0.0) >= LEAST_BETWEEN_POLLS_S
 
     def is_watched(self, task_id: str, *, now: float) -> bool:
         """Whether a client asked about the task within the last seconds."""

@@ -40,6 +40,7 @@ GARBLED: Final = "garbled"
 """What no upstream in its right mind sends: no HTTP, an answer without an end, a redirect, a success about nothing."""
 TOO_LARGE: Final = "too_large"
 KEY_REMOVED: Final = b"[upstream key]"
+TOKEN_REMOVED: Final = b"[callback token]"
 LEAST_KEY_REMOVED: Final = 16
 """Shorter ones are no secrets, and could be found in any text."""
 
@@ -55,6 +56,8 @@ class About:
     """Of the client's submit, on every call about its task."""
     attempt: int | None = None
     """Of a submit, from 1."""
+    callback_token: str | None = None
+    """The secret that the task was sent with, which no answer is to repeat."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,8 +325,10 @@ class Upstream:
                     if len(received) > LARGE_BYTES and not is_large:
                         await while_large.enter_async_context(self._large)
                         is_large = True
-            said = _Answer(status=response.status_code, headers=response.headers, body=_without(bytes(received), key))
+            token = call.about.callback_token if call.about is not None else None
+            said_whole = _without(bytes(received), key, token)
             del received
+            said = _Answer(status=response.status_code, headers=response.headers, body=said_whole)
             call.status = said.status
             outcome = read(said)
             if is_large:
@@ -331,9 +336,11 @@ class Upstream:
             return outcome
 
 
-def _without(body: bytes, key: str) -> bytes:
-    """An answer that does not repeat the key that it was asked with: its text reaches clients and the database."""
-    return body.replace(key.encode(), KEY_REMOVED) if len(key) >= LEAST_KEY_REMOVED else body
+def _without(body: bytes, key: str, token: str | None) -> bytes:
+    """An answer that repeats no secret that it was asked with: its text reaches clients and the database."""
+    if len(key) >= LEAST_KEY_REMOVED:
+        body = body.replace(key.encode(), KEY_REMOVED)
+    return body if token is None else body.replace(token.encode(), TOKEN_REMOVED)
 
 
 def _is_down(answer: _Answer) -> bool:

@@ -1,4 +1,4 @@
-"""A token bucket for `requests_per_minute`: a minute's worth at once, refilled evenly."""
+"""A token bucket, as of `requests_per_minute`: a minute's worth at once, refilled evenly."""
 
 from __future__ import annotations
 
@@ -26,3 +26,8 @@ def take(bucket: Bucket | None, now_s: float, *, per_minute: int) -> tuple[Bucke
     if tokens >= 1:
         return Bucket(tokens=tokens - 1, at_s=now_s), None
     return Bucket(tokens=tokens, at_s=now_s), max(1, math.ceil((1 - tokens) * 60 / per_minute))
+
+
+def give_back(bucket: Bucket) -> Bucket:
+    """The bucket with a request put back that need not have counted; the next `take` bounds what it holds."""
+    return dataclasses.replace(bucket, tokens=bucket.tokens + 1)

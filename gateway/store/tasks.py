@@ -58,6 +58,8 @@ class Task:
     ended_at: float | None = None
     next_at: float | None = None
     traceparent: str | None = None
+    callback_token: str | None = dataclasses.field(default=None, repr=False)
+    callback_public_url: str | None = None
 
     def quote(self) -> pricing.Quote:
         """The quote as it was frozen at admission."""
@@ -163,6 +165,12 @@ def get_newest_of_body(
 def get_by_upstream_task_id(tx: Tx, upstream_task_id: str) -> Task | None:
     """The task that the vendor knows under this id."""
     return _task(tx.one(f"{_SELECT} WHERE upstream_task_id = :id", id=upstream_task_id))
+
+
+def id_by_callback_token(tx: Tx, token: str) -> str | None:
+    """The id of the task whose end the upstream was told to report under this token."""
+    row = tx.one("SELECT id FROM tasks WHERE callback_token = :token", token=token)
+    return None if row is None else str(row["id"])
 
 
 def get_result(tx: Tx, fingerprint: str, *, since: float) -> Task | None:

@@ -425,7 +425,7 @@ async def test_the_vendors_word_is_relayed_also_when_the_ledger_cannot_be_writte
             await asyncio.sleep(0.01)
         stage.parts.database.close()
         assert (await cancelling)[1]["status"] == "cancelled"
-        assert stage.parts.watch.take_wanted(10) == [row.id]
+        assert stage.parts.watch.take_wanted(10, now=stage.clock()) == [row.id]
 
 
 async def test_many_cancels_at_once_release_once(tmp_path):

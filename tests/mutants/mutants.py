@@ -961,6 +961,16 @@ MUTANTS: Final = (
         ),
     ),
     Mutant(
+        name="another-body-on-a-repeat",
+        what="a repeated POST is sent without the callback that the first one named",
+        file="gateway/flow/attempt.py",
+        old="if row.callback_token is None or",
+        new="if row.attempts > 1 or row.callback_token is None or",
+        tests=(
+            "tests/flow/test_hint.py::test_a_repeat_sends_the_same_bytes_though_the_settings_changed_meanwhile[True]",
+        ),
+    ),
+    Mutant(
         name="another-upstream-key-on-a-repeat",
         what="a task in doubt is repeated with whatever key is there now",
         file="gateway/flow/resubmit.py",

@@ -75,3 +75,13 @@ def test_who_waits_as_told_may_go_on(tokens: float, per_minute: int) -> None:
     bucket, wait_s = rate.take(Bucket(tokens=tokens, at_s=0.0), 0.0, per_minute=per_minute)
     assert wait_s is not None
     assert rate.take(bucket, float(wait_s), per_minute=per_minute)[1] is None
+
+
+def test_a_request_that_is_given_back_did_not_count() -> None:
+    bucket, _ = rate.take(None, 0.0, per_minute=2)
+    for _ in range(5):
+        bucket, wait_s = rate.take(bucket, 0.0, per_minute=2)
+        assert wait_s is None
+        bucket = rate.give_back(bucket)
+    assert run([0.0, 0.0, 0.0], per_minute=2) == [None, None, 30]
+    assert rate.take(rate.give_back(Bucket(tokens=2.0, at_s=0.0)), 0.0, per_minute=2)[0].tokens == 1.0
