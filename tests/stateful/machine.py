@@ -158,6 +158,7 @@ class Gateway(stateful.RuleBasedStateMachine):
         self.keys = dict(self.gateway.keys)
         self.asked: list[model.Ask] = []
         self.posts = 0
+        self.bodies: dict[str, bytes] = {}
         self.gateway.run(self.gateway.adopt(self.in_force))
         for on in SAYS:
             self.gateway.script(on)
@@ -219,6 +220,19 @@ class Gateway(stateful.RuleBasedStateMachine):
             return
         TALLY["vendor: answers"] += 1
         self.gateway.script(on, {"do": SAYS[on][index % len(SAYS[on])]})
+
+    @stateful.rule(index=INDEX, times=st.integers(1, 3), is_forged=st.sampled_from((False, False, True)))
+    def call_back(self, index: int, times: int, is_forged: bool) -> None:
+        """Early, late, doubled or forged: it changes nothing; a poll that it causes is one like any other."""
+        task_id = None if is_forged else self._any(index)
+        before = self.gateway.see()
+        with self._step("forged callback" if task_id is None else "callback"):
+            heard = self.gateway.run(self.gateway.call_back(task_id, times=times))
+            is_free = task_id not in self.judge.books.tasks
+            if heard != [not is_free] * times or self.gateway.see() != before:
+                raise judge.Violation(f"M10: callbacks about {task_id} came to {heard}, or changed something")
+        with self._step("background: poll"):
+            self.gateway.run(self.gateway.work("poll"))
 
     # What time does.
 
@@ -400,6 +414,9 @@ class Gateway(stateful.RuleBasedStateMachine):
         """What the vendor heard since the last look."""
         records = list(self.gateway.vendor.requests.submits)[self.posts :]
         self.posts += len(records)
+        for each in records:
+            if self.bodies.setdefault(each.idempotency_key or "", each.body) != each.body:
+                raise judge.Violation(f"M5: under {each.idempotency_key} the vendor heard two bodies")
         return [
             (each.idempotency_key or "", self.mood.outcome(BAD if BAD.encode() in each.body else ""))
             for each in records

@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Awaitable, Coroutine, Mapping
 from typing import Any, Final, TypeVar
 
+import httpx
 import msgspec
 import uvloop
 
@@ -28,6 +29,7 @@ from gateway.flow import (
     audit,
     cancel,
     changes,
+    hint,
     mirror,
     parts,
     plan,
@@ -42,7 +44,7 @@ from gateway.flow import (
 from gateway.outbound import upstream
 from gateway.rules import policy
 from gateway.rules.money import Nanos
-from gateway.store import cache, sqlite
+from gateway.store import cache, sqlite, tasks
 from gateway.store.database import Tx
 from tests import stage
 from tests.stateful import model
@@ -87,12 +89,17 @@ class World:
         self._opened = contextlib.AsyncExitStack()
         self._lives = itertools.count(1)
         self._files = self._directory / "data"
-        self._stage = self.run(self._opened.enter_async_context(stage.staged(self._directory, models=MODELS)))
+        self._stage = self.run(self._opened.enter_async_context(self._staged()))
         self.parts = self._stage.parts
         self._base = self.parts.in_force.policies
         self.vendor, self.clock, self.keys = self._stage.vendor, self._stage.clock, self._stage.keys
         self.clock.now = now
         self._scripts: dict[str, list[dict[str, Any]]] = {}
+
+    def _staged(self) -> contextlib.AbstractAsyncContextManager[stage.Stage]:
+        """With callbacks on; those that the vendor sends by itself are lost, for nobody chooses their moment."""
+        lost = httpx.MockTransport(lambda request: httpx.Response(204))
+        return stage.staged(self._directory, models=MODELS, callbacks_are_on=True, vendor={"callback_transport": lost})
 
     def run(self, step: Awaitable[T]) -> T:
         """Carry one step out."""
@@ -134,6 +141,12 @@ class World:
             return "" if await cancel.cancel(self.parts, team, task_id) is not None else "task_not_found"
         except (errors.CallerError, errors.UpstreamError) as error:
             return error.code
+
+    async def call_back(self, task_id: str | None, *, times: int) -> list[bool]:
+        """The vendor's callback about a task, or one with a forged token; whether each was taken for genuine."""
+        row = None if task_id is None else await self.parts.database.read(lambda tx: tasks.get(tx, task_id))
+        token = None if row is None else row.callback_token
+        return [await hint.hear(self.parts, token or "x" * 43) for _ in range(times)]
 
     async def resolve(self, task_id: str, charged_nanos: int | None) -> bool:
         """An operator's decision about a hold: billed this much, or not at all; whether it ended the hold."""
