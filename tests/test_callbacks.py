@@ -156,8 +156,8 @@ def test_the_log_names_the_route_never_a_token_and_warns_of_an_address_that_the_
     assert len(tokens) >= 4
     house.send("POST", f"/callbacks/{FORGED}")
     text = house.log.read_text()
-    assert "POST /callbacks/{token} 204" in text
-    assert "POST /callbacks/{token} 404" in text
+    assert "method=POST route=/callbacks/{token} status=204" in text
+    assert "method=POST route=/callbacks/{token} status=404" in text
     assert [token for token in (*tokens, FORGED) if token in text] == []
     warning = f"--upstream-callbacks: the upstream is told to call {house.gateway.url}, which it can hardly reach"
     assert f"{warning}: 127.0.0.1 is loopback. Give a --public-url" in text

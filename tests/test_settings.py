@@ -54,7 +54,7 @@ def test_without_options_the_defaults_of_the_interface_hold():
 def test_every_field_is_filled_by_a_row_and_every_row_fills_one():
     fields = {field.name for field in dataclasses.fields(settings.Settings)} - {"is_media_public_url_given"}
     assert {row.field for row in settings.TABLE} == fields
-    assert len(settings.TABLE) == 24
+    assert len(settings.TABLE) == 26
 
 
 def test_every_row_says_what_it_is_and_what_holds_without_it():

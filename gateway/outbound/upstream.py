@@ -137,16 +137,13 @@ class Upstream:
         verify: ssl.SSLContext | None = None,
         proxy: tunnel.Proxy | None = None,
         allowed: Sequence[address.Network] = (),
-        total_s: float = TOTAL_S,
     ) -> None:
         """`origin`: scheme, host and port, e.g. `https://www.qingbo.dev`; `verify`: how to check its certificate.
 
-        `total_s`: how long one call may take in all.
         With a `proxy` that one is asked for the upstream by its name; an address in `allowed` is reached directly.
         """
         tls = verify or ssl.create_default_context()
         self._origin = origin.rstrip("/")
-        self._total_s = total_s
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
         self._client = httpx.AsyncClient(
             transport=httpx_aiohttp.AiohttpTransport(
@@ -314,7 +311,7 @@ class Upstream:
         body: bytes | None,
     ) -> T:
         headers = headers | {"Authorization": f"Bearer {key}"}
-        async with asyncio.timeout(self._total_s), contextlib.AsyncExitStack() as while_large:
+        async with asyncio.timeout(TOTAL_S), contextlib.AsyncExitStack() as while_large:
             async with self._client.stream(method, self._origin + path, headers=headers, content=body) as response:
                 received = bytearray()
                 is_large = False

@@ -298,11 +298,11 @@ MUTANTS: Final = (
         name="404-to-a-poll-fails-the-task",
         what="a vendor that does not know a task just now has it released",
         file="gateway/outbound/upstream.py",
-        old="        if answer.status != 200:\n",
+        old="            is_key_refused = answer.status in (401, 402, 403)\n",
         new="""\
-        if answer.status == 404:
-            return Polled(outcome=task.Outcome(event=task.Event.FAILED), document=answer.body)
-        if answer.status != 200:
+            if answer.status == 404:
+                return Polled(outcome=task.Outcome(event=task.Event.FAILED), document=answer.body)
+            is_key_refused = answer.status in (401, 402, 403)
 """,
         tests=("tests/flow/test_poll.py::test_a_404_for_a_task_we_know_keeps_the_hold_and_is_tried_again",),
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from pytest import fixture, mark
+from pytest import MonkeyPatch, fixture, mark
 
 from gateway import metrics
 from gateway.outbound import upstream
@@ -105,8 +105,9 @@ async def asked(vendor: hostile.Vendor) -> AsyncIterator[upstream.Upstream]:
 
 
 @fixture
-async def impatient(vendor: hostile.Vendor) -> AsyncIterator[upstream.Upstream]:
-    made = upstream.Upstream(vendor.url, verify=stage.NO_AUTHORITIES, total_s=SHORT_S)
+async def impatient(vendor: hostile.Vendor, monkeypatch: MonkeyPatch) -> AsyncIterator[upstream.Upstream]:
+    monkeypatch.setattr(upstream, "TOTAL_S", SHORT_S)
+    made = upstream.Upstream(vendor.url, verify=stage.NO_AUTHORITIES)
     yield made
     await made.aclose()
 

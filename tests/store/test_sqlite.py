@@ -110,7 +110,7 @@ def test_a_new_file_gets_the_schema(tmp_path: pathlib.Path) -> None:
         "totals",
         "usage",
     ]
-    assert builders.shell(tmp_path, "PRAGMA user_version") == [(6,)]
+    assert builders.shell(tmp_path, "PRAGMA user_version") == [(7,)]
     assert builders.shell(tmp_path, "PRAGMA application_id") == [(0x57415645,)]
 
 

@@ -78,7 +78,7 @@ DAMAGES: dict[Callable[[pathlib.Path], None], str] = {
     _random_bytes: "cannot be used as the database: file is not a database. Restore it from a backup",
     _page_overwritten: "is damaged: ",
     _cut_short: "cannot be used as the database: database disk image is malformed. Restore it from a backup",
-    _newer: "the database has schema 99, this program knows 6: start the newer program again",
+    _newer: "the database has schema 99, this program knows 7: start the newer program again",
     _of_another_program: "is a database of another program; nothing was changed in it",
     _header_without_its_log: "holds no tables: it is a copy without its write-ahead log wave.db-wal",
     _older_copy: "the ledger ends at entry 0, but",
@@ -236,8 +236,8 @@ async def test_the_database_refuses_that_an_ended_task_changes_its_state(
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
-        (5, "schema 5, this program reads 6: start the gateway of this release once, which brings it up to date"),
-        (7, "schema 7, this program knows 6: start the newer program again"),
+        (6, "schema 6, this program reads 7: start the gateway of this release once, which brings it up to date"),
+        (8, "schema 8, this program knows 7: start the newer program again"),
     ],
 )
 def test_a_command_that_only_reads_refuses_another_schema_than_its_own(
@@ -273,4 +273,4 @@ async def test_a_database_of_the_first_schema_is_brought_up_with_its_rows(tmp_pa
     assert builders.shell(old, "PRAGMA application_id") == [(0x57415645,)]
     schema = "SELECT type, name, sql FROM sqlite_master ORDER BY type, name"
     assert builders.shell(old, schema) == builders.shell(fresh, schema)
-    assert builders.shell(old, "PRAGMA user_version") == [(6,)]
+    assert builders.shell(old, "PRAGMA user_version") == [(7,)]
