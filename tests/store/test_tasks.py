@@ -596,3 +596,19 @@ async def test_a_task_is_found_by_its_body_in_an_index_that_holds_their_order(ke
 
     columns = "<expr>=? AND team=? AND key_name=? AND body_digest=? AND created_at>?"
     assert await kept.scan(read) == {f"SEARCH tasks USING INDEX tasks_of_body ({columns})"}
+
+
+@pytest.mark.parametrize("count", [tasks.count_holding, tasks.count_followers])
+def test_counting_a_teams_open_tasks_looks_at_open_ones_only(tmp_path, count):
+    sqlite.SqliteDatabase(tmp_path / "ledger.db").close()
+    asked = []
+
+    class Asked:
+        def one(self, sql, /, **parameters):
+            asked.append((sql, parameters))
+
+    count(Asked(), "growth")
+    plan = sqlite.scan_file(
+        tmp_path / "ledger.db", lambda tx: tx.all(f"EXPLAIN QUERY PLAN {asked[0][0]}", **asked[0][1])
+    )
+    assert [row["detail"] for row in plan] == ["SEARCH tasks USING COVERING INDEX tasks_open (team=? AND state=?)"]
