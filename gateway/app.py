@@ -32,7 +32,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from gateway import VERSION, errors, log_events, logs, metrics, policy_files, policy_yaml, tracing, workers
-from gateway.edge import account, admin, auth, callbacks, control, guard, media, protocol, render, traced
+from gateway.edge import account, admin, auth, callbacks, control, guard, media, openapi, protocol, render, traced
 from gateway.edge import tasks as tasks_edge
 from gateway.flow import adopt, auditor, deliver, mirror, parts, poll, recover, resubmit, scrape, watch
 from gateway.outbound import address, download, guarded, upstream, webhook
@@ -278,6 +278,7 @@ def routes(settings: Settings, with_parts: parts.Parts) -> list[BaseRoute]:
         *account.routes(with_parts, keys),
         *callbacks.routes(with_parts),
         Route(media.PATH, media.endpoint(functools.partial(_find_blob, with_parts)), methods=["GET"]),
+        *openapi.routes(public_url=settings.public_url, version=VERSION),
         *internal_routes(settings, with_parts),
     ]
 

@@ -74,6 +74,7 @@ GRANTS: Mapping[str, tuple[str, tuple[Seen, ...]]] = {
     "GET /v1/dashboard/billing/subscription": ("read", TEAMS_OWN),
     "POST /callbacks/{token}": ("", (HEARD,) * 10),
     "GET /media/{name}": ("", OPEN),
+    "GET /openapi.json": ("", OPEN),
     "GET /healthz": ("", OPEN),
     "GET /readyz": ("", OPEN),
     # Without a --metrics-token: loopback peers, whatever key they send, unless a proxy stands between.
@@ -100,6 +101,7 @@ METHODS = {
     "/v1/dashboard/billing/subscription": "GET, HEAD",
     "/callbacks/{token}": "POST",
     "/media/{name}": "GET, HEAD",
+    "/openapi.json": "GET, HEAD",
     "/healthz": "GET, HEAD",
     "/readyz": "GET, HEAD",
     "/metrics": "GET, HEAD",

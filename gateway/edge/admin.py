@@ -44,6 +44,7 @@ def routes(*, scrape: Scrape, is_ready: Callable[[], Awaitable[str | None]], met
             raise errors.CallerError(
                 "invalid_api_key",
                 "Metrics are for loopback peers without a proxy between, or for whoever has the --metrics-token.",
+                headers={"WWW-Authenticate": "Bearer"},  # RFC 9110 section 15.5.2: a 401 says how
             )
         is_gzip = takes_gzip(request.headers.get("accept-encoding", ""))
         text, content_type = await scrape(prefers_openmetrics(request.headers.get("accept", "")), is_gzip)

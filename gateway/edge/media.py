@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway import errors
+from gateway.edge import render
 from gateway.store import blobs_disk
 
 Find: TypeAlias = Callable[[str], Awaitable[blobs_disk.Blob | None]]
@@ -33,7 +33,6 @@ STALL_MAX_S: Final = 60.0
 """How long a client may take for one step before it is given up."""
 
 _NAME: Final = re.compile(r"([0-9a-f]{64})\.([a-z0-9]{1,8})")
-_TAG: Final = re.compile(r'(?:W/)?("[^"]*")')
 _RANGE: Final = re.compile(r"bytes=(.*)", re.IGNORECASE | re.ASCII)
 _RANGE_SPEC: Final = re.compile(r"(\d*)-(\d*)", re.ASCII)
 
@@ -62,7 +61,7 @@ def endpoint(find: Find, *, stall_max_s: float = STALL_MAX_S) -> Callable[[Reque
         if blob is None or blob.extension != extension:
             raise _not_found()
         tag = f'"{digest}"'
-        if _matches(request.headers, tag):
+        if render.is_known(request.headers, tag):
             return _NotModified(tag=tag)
         span = _asked(request, tag, blob.size_bytes)
         return _Answer(blob=blob, tag=tag, span=span, with_body=request.method == "GET", stall_max_s=stall_max_s)
@@ -117,12 +116,6 @@ def _parse_name(name: str) -> tuple[str, str]:
 
 def _not_found() -> errors.CallerError:
     return errors.CallerError("not_found", "There is no such file here. Take the URL from the task.")
-
-
-def _matches(headers: Headers, tag: str) -> bool:
-    """RFC 9110 §13.1.2: a weak comparison with any tag of the list."""
-    value = ",".join(headers.getlist("if-none-match")).strip()
-    return value == "*" or tag in _TAG.findall(value)
 
 
 def _asked(request: Request, tag: str, size_bytes: int) -> Span | None:

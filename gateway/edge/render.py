@@ -7,10 +7,12 @@ but the request id. The text of an exception that is not a GatewayError never re
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -20,6 +22,7 @@ from starlette.types import ExceptionHandler, Scope
 from gateway.edge import noted, traced
 from gateway.errors import CallerError, GatewayError, OurError
 
+_TAG: Final = re.compile(r'(?:W/)?("[^"]*")')
 _CODE_OF_STATUS: Final[Mapping[int, str]] = {
     404: "not_found",
     405: "method_not_allowed",
@@ -58,6 +61,12 @@ def seal(headers: list[tuple[bytes, bytes]], request_id: str) -> list[tuple[byte
     if b"x-content-type-options" not in names:
         sealed.append((b"x-content-type-options", b"nosniff"))
     return sealed
+
+
+def is_known(headers: Headers, tag: str) -> bool:
+    """Whether `If-None-Match` names this entity tag, in the weak comparison of RFC 9110 section 13.1.2."""
+    value = ",".join(headers.getlist("if-none-match")).strip()
+    return value == "*" or tag in _TAG.findall(value)
 
 
 def request_id_of(scope: Scope) -> str:

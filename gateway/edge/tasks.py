@@ -29,27 +29,18 @@ _CACHE_STATUS: Final[Mapping[str, str]] = {
 def routes(with_parts: parts.Parts, keys: auth.Keys, *, max_wait_s: int) -> list[Route]:
     """`POST /v1/tasks` and `GET /v1/tasks/{id}`; `max_wait_s` bounds `Prefer: wait`."""
 
+    taken = _taken(with_parts, keys)
+
     async def post(request: Request) -> Response:
-        caller = keys.caller(request, policy.Permission.SUBMIT)
-        body = await request.body()
-        options = wishes.options(request)
-        try:
-            if wishes.is_dry_run(request):
-                return _explained(await explain.dry_run(with_parts, caller, body, options))
-            result = await submit.submit(with_parts, caller, body, options)
-            _note(with_parts, request, caller, result)
-        except errors.CallerError as error:
-            raise _judged_by_type(error, request) from None
-        if isinstance(result, policy.Deny):
-            raise denied(result)
+        result = await taken(request)
+        if isinstance(result, explain.Explanation):
+            return _explained(result)
         return await _answer(with_parts, result, wishes.wait_s(request, max_wait_s), noted.of(request.scope))
 
     async def post_sync(request: Request) -> Response:
-        caller = keys.caller(request, policy.Permission.SUBMIT)
-        result = await submit.submit(with_parts, caller, await request.body(), wishes.options(request))
-        _note(with_parts, request, caller, result)
-        if isinstance(result, policy.Deny):
-            raise denied(result)
+        result = await taken(request)
+        if isinstance(result, explain.Explanation):
+            return _explained(result)
         return await _answer(with_parts, result, max_wait_s, noted.of(request.scope), is_sync=True)
 
     async def list_own(request: Request) -> Response:
@@ -75,6 +66,29 @@ def routes(with_parts: parts.Parts, keys: auth.Keys, *, max_wait_s: int) -> list
         Route("/v1/tasks/{task_id}", get, methods=["GET"]),
         Route("/v1/tasks/{task_id}/cancel", _cancel(with_parts, keys), methods=["POST"]),
     ]
+
+
+def _taken(
+    with_parts: parts.Parts, keys: auth.Keys
+) -> Callable[[Request], Awaitable[submit.Submitted | explain.Explanation]]:
+    """What both forms of submit do with a request, before they answer."""
+
+    async def taken(request: Request) -> submit.Submitted | explain.Explanation:
+        caller = keys.caller(request, policy.Permission.SUBMIT)
+        body = await request.body()
+        options = wishes.options(request)
+        try:
+            if wishes.is_dry_run(request):
+                return await explain.dry_run(with_parts, caller, body, options)
+            result = await submit.submit(with_parts, caller, body, options)
+            _note(with_parts, request, caller, result)
+        except errors.CallerError as error:
+            raise _judged_by_type(error, request) from None
+        if isinstance(result, policy.Deny):
+            raise denied(result)
+        return result
+
+    return taken
 
 
 def _cancel(with_parts: parts.Parts, keys: auth.Keys) -> Callable[[Request], Awaitable[Response]]:
@@ -177,8 +191,7 @@ def _unless_known(answer: Response, request: Request) -> Response:
     """Give the answer its ETag, and 304 to a client that has it already."""
     tag = f'"{hashlib.sha256(bytes(answer.body)).hexdigest()[:32]}"'
     answer.headers["ETag"] = tag
-    known = [each.strip().removeprefix("W/") for each in request.headers.get("if-none-match", "").split(",")]
-    if tag not in known and "*" not in known:
+    if not render.is_known(request.headers, tag):
         return answer
     headers = {name: value for name, value in answer.headers.items() if name not in ("content-length", "content-type")}
     return Response(status_code=304, headers=headers)
