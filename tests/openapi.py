@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from gateway.edge import openapi
 
 DOCUMENT = openapi.document(public_url="http://127.0.0.1:8080", version="0")
 METHODS = ("get", "head", "post", "put", "patch", "delete", "options", "trace")
-NOT_DESCRIBED = frozenset({"content-length", "content-type", "date", "server"})
+NOT_DESCRIBED = frozenset({"connection", "content-length", "content-type"})
 """Headers of HTTP itself, which an OpenAPI document does not list."""
 
 
@@ -28,6 +29,7 @@ def resolved(node: Mapping[str, Any]) -> dict[str, Any]:
     return dict(node)
 
 
+@functools.cache
 def operations() -> dict[tuple[str, str], dict[str, Any]]:
     """(method, path) -> operation, of everything that is described; a method in capitals."""
     return {
@@ -37,9 +39,10 @@ def operations() -> dict[tuple[str, str], dict[str, Any]]:
     }
 
 
+@functools.lru_cache(1000)
 def path_of(method: str, path: str) -> str | None:
     """The described path that a request's path is of; an exact one goes before one with a parameter."""
-    plain = path.partition("?")[0]
+    plain = urllib.parse.unquote(path.partition("?")[0])
     described = [each for verb, each in operations() if verb == method]
     for each in sorted(described, key=lambda known: "{" in known):
         pattern = re.sub(r"\\\{[a-z_]+\\\}", "(.+)" if "model_id" in each else "([^/]+)", re.escape(each))

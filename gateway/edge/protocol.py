@@ -80,6 +80,8 @@ class _BoundedProtocol(httptools_impl.HttpToolsProtocol):
         self.ws_protocol_class = None
         self._timer: asyncio.TimerHandle | None = None
         self._refused = False
+        self._owed: CallerError | None = None
+        self._running: httptools_impl.RequestResponseCycle | None = None
         self._in_message = False
         self._head_begun = False
         self._reframing = False
@@ -92,6 +94,7 @@ class _BoundedProtocol(httptools_impl.HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._leave(self._running)  # uvicorn tells only the last request of a pipeline
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -146,7 +149,11 @@ class _BoundedProtocol(httptools_impl.HttpToolsProtocol):
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        is_last = not self.pipeline
         super().on_response_complete()
+        if is_last and self._owed is not None and not self.transport.is_closing():
+            self._unset_keepalive_if_required()
+            self._answer(self._owed)
         if self._timer is not None and not self._refused:  # reading begins again: until now we held the head up
             self._stop_timer()
             self._start_timer(self.bounds.header_deadline_s, self._on_deadline)
@@ -200,12 +207,27 @@ class _BoundedProtocol(httptools_impl.HttpToolsProtocol):
             self._answer(error)
         elif not cycle.more_body:  # the fault is behind a whole request: uvicorn closes after the last answer owed
             cycle.keep_alive = False
-        elif cycle.response_started or self.pipeline:
-            self.transport.close()
+        elif self.pipeline:  # the fault is in the body of a request that has not begun: those before it come first
+            self.pipeline.popleft()
+            self._owed = error
         else:  # the fault is in the body of the one request under way: to its app the client has left
+            is_begun = cycle.response_started
+            self._leave(cycle)
+            if is_begun:
+                self.transport.close()
+            else:
+                self._answer(error)
+
+    def _start_asgi_task(self, cycle: httptools_impl.RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _leave(self, cycle: httptools_impl.RequestResponseCycle | None) -> None:
+        """Let a request's app know that nobody is there any more, and write nothing for it."""
+        if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
+            cycle.waiting_for_100_continue = False
             cycle.message_event.set()
-            self._answer(error)
 
     def _answer(self, error: CallerError) -> None:
         request_id = self.bounds.new_request_id()

@@ -88,6 +88,7 @@ def check_url(url: str, *, allowed: Sequence[Network]) -> Target | Refused:
     """
     try:
         parsed = httpx.URL(url)
+        _ = parsed.host  # decodes `xn--` labels only now, and raises for those that stand for nothing
     except (httpx.InvalidURL, ValueError):
         return Refused(reason="not a valid URL")
     private_only = (parsed.scheme, parsed.port or 443) != ("https", 443)

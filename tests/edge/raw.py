@@ -8,6 +8,7 @@ import itertools
 import json
 import select
 import socket
+import struct
 import threading
 import time
 from typing import Any
@@ -122,6 +123,11 @@ class Connection:
 
     def say(self, data: bytes) -> None:
         self._socket.sendall(data)
+
+    def reset(self) -> None:
+        """Leave without a goodbye."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._socket.close()
 
     def trickle(self, data: bytes, *, gap_s: float) -> None:
         with contextlib.suppress(OSError):

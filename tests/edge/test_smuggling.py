@@ -217,3 +217,30 @@ def test_a_body_that_trickles_past_its_deadline_is_refused_though_it_never_stops
 
     assert hasty.hear_error() == (408, "request_timeout")
     assert hasty.seconds >= HEADER_DEADLINE_S
+
+
+def test_a_fault_in_a_body_takes_no_answer_from_the_requests_before_it(connection):
+    connection.say(get("/slow") + get("/2") + posted(b"Transfer-Encoding: chunked", body=b"zz\r\n") + SMUGGLED)
+
+    assert connection.hear()[2]["path"] == "/slow"
+    assert connection.hear()[2]["path"] == "/2"
+    assert connection.hear_error() == (400, "invalid_request")
+
+
+def test_a_client_that_leaves_a_pipeline_behind_is_no_failure_of_ours(gateway, caplog):
+    with Connection(gateway) as leaving:
+        leaving.say(get("/slow") + get("/slow"))
+        leaving.reset()
+    with Connection(gateway) as other:  # is answered when the first of the two would have been
+        other.say(get("/slow") + get("/slow"))
+        assert other.hear()[0] == other.hear()[0] == 200
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("begun", [b"", b"2\r\n{}\r\n"])
+def test_who_is_refused_is_not_told_to_go_on(connection, caplog, begun):
+    expecting = posted(b"Expect: 100-continue", b"Transfer-Encoding: chunked", body=begun + b"zz\r\n")
+    connection.say(expecting)
+
+    assert connection.hear_error() == (400, "invalid_request")
+    assert caplog.records == []

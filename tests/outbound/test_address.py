@@ -356,3 +356,8 @@ async def test_the_socket_gate_sees_literals_that_no_resolver_is_asked_about() -
             with raises(aiohttp.ClientConnectorError) as caught:
                 await session.get(url)
             assert isinstance(caught.value.os_error, address.AddressRefused)
+
+
+@mark.parametrize("host", ["xn--", "xn--a", "xn--a.example", "XN--99999999999"])
+def test_a_label_that_stands_for_no_name_is_no_valid_url(host):
+    assert address.check_url(f"https://{host}/", allowed=()) == address.Refused(reason="not a valid URL")
