@@ -39,7 +39,7 @@ SCREENS_PARTS := @grafana/ui@13.2.2 @grafana/data@13.2.2 @fontsource/inter@5.3.0
 KILLS  := 200
 ROUNDS := 50
 
-.PHONY: help demo test check mutants clients proofs soak dashboards screens rules crash crash-random stateful lock clean
+.PHONY: help demo test check mutants fuzz clients proofs soak dashboards screens rules crash crash-random stateful lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -79,6 +79,9 @@ mutants: $(VENV)/.dev ## seed bugs about money, one at a time, and see a test ca
 stateful: $(VENV)/.dev ## play the gateway against its reference model of money (STEPS=100000 SEED=…)
 	@$(PY) -m tests.stateful.run --steps $(or $(STEPS),100000) $(if $(SEED),--seed $(SEED))
 
+fuzz: $(VENV)/.dev ## say what no client should to a gateway and see that it stands (INPUTS=100000 SEED=…)
+	@$(PY) -m tests.fuzz.run --inputs $(or $(INPUTS),100000) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
 clients: $(VENV)/.runtime $(CLIENTS)/.made ## run real clients against a gateway: OpenAI SDKs, requests, curl (fetches them, once)
 	@$(PY) -m tests.clients.run $(CLIENTS)
 
@@ -116,7 +119,7 @@ lock: $(VENV)/.made ## recompute the lock files from pyproject.toml (ARGS=--upgr
 	@! grep -n '://' requirements*.lock || { echo 'make lock: a URL in a lock file' >&2; exit 1; }
 
 clean: ## remove the venv, caches and build leftovers
-	rm -rf $(VENV) $(CLIENTS) $(SCREENS) .crash soak.csv build dist *.egg-info htmlcov .coverage .coverage.* \
+	rm -rf $(VENV) $(CLIENTS) $(SCREENS) .crash .fuzz soak.csv build dist *.egg-info htmlcov .coverage .coverage.* \
 		.pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find gateway tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
