@@ -174,7 +174,10 @@ class Client:
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory) -> Iterator[tuple[process.Gateway, process.Vendor]]:
     directory = tmp_path_factory.mktemp("openapi")
-    with process.pair(directory, "--max-wait", "5s", growth=POLICY, research=TIGHT) as (gateway, vendor):
+    with process.pair(directory, "--max-wait", "5s", "--upstream-callbacks", growth=POLICY, research=TIGHT) as (
+        gateway,
+        vendor,
+    ):
         vendor.script([{"on": "submit", "prompt": "", "times": None, "do": {"queue_s": 0, "work_s": 0}}])
         yield gateway, vendor
 
@@ -269,6 +272,9 @@ def test_a_tour_of_all_routes_meets_nothing_that_is_not_described(client, pair):
     assert ask("GET", picture, key=None, Range="bytes=99999999-")[0] == 416
     assert ask("GET", picture, key=None, If_None_Match=headers["etag"])[0] == 304
     assert ask("GET", "/media/" + "0" * 64 + ".jpg", key=None)[0] == 404
+    token = json.loads(vendor.requests()["submits"][0]["body"])["callback_url"].rpartition("/")[2]
+    assert ask("POST", f"/callbacks/{token}", key=None)[0] == 204
+    assert ask("POST", "/callbacks/" + "0" * 43, key=None)[0] == 404
     assert ask("GET", "/healthz", key=None)[0] == ask("GET", "/readyz", key=None)[0] == 200
     assert ask("GET", "/metrics", key=None, Accept="application/openmetrics-text")[0] == 200
     assert ask("GET", "/metrics", key=None, Accept_Encoding="gzip")[0] == 200
