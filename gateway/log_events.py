@@ -227,6 +227,7 @@ class PolicyBroken(Event, frozen=True, kw_only=True):
     """A problem of the policy files; what was in force stays so."""
 
     problem: str
+    in_force: str = "the last good set"
 
 
 class PolicyNotKept(Event, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pathlib
+import random
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 
 import aiohttp
 
+PORTS = range(20_000, 32_000)
 KEYS = {"growth": "wgk_growth", "research": "wgk_research"}
 ENVIRON = {"KEY_GROWTH": "vendor-secret-growth", "KEY_RESEARCH": "vendor-secret-research"}
 
@@ -33,8 +35,11 @@ _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """A port on which nobody listens, below those that the system hands out: it stays free until it is used."""
+    for port in random.SystemRandom().sample(PORTS, 100):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError(f"no free port among a hundred of {PORTS}")
 
 
 def write_policies(directory: pathlib.Path, *, org: str = "timezone: UTC\n", **teams: str) -> pathlib.Path:

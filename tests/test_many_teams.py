@@ -103,7 +103,7 @@ def test_two_hundred_teams_reload_in_seconds_and_a_broken_one_leaves_the_others_
         assert ask(gateway, "team-199", n=5) == (403, "limit_exceeded")
         said = capfd.readouterr().err
         assert "teams/team-100.yaml:4: " in said and "contakt" in said
-        assert "what was in force stays in force" in said
+        assert 'in_force="the last good set"' in said
         checked = process.run_cli("policy", "check", str(gateway.policies))
         assert checked.returncode == 1
         assert [line.split(" ")[0] for line in (checked.stdout + checked.stderr).splitlines() if "team-" in line] == [

@@ -80,6 +80,7 @@ class _BoundedProtocol(httptools_impl.HttpToolsProtocol):
         self.ws_protocol_class = None
         self._timer: asyncio.TimerHandle | None = None
         self._refused = False
+        self._is_ending = False
         self._owed: CallerError | None = None
         self._running: httptools_impl.RequestResponseCycle | None = None
         self._in_message = False
@@ -149,6 +150,9 @@ class _BoundedProtocol(httptools_impl.HttpToolsProtocol):
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        if self._is_ending:  # uvicorn would begin the next request of the pipeline
+            self.server_state.total_requests += 1
+            return
         is_last = not self.pipeline
         super().on_response_complete()
         if is_last and self._owed is not None and not self.transport.is_closing():
@@ -207,6 +211,7 @@ class _BoundedProtocol(httptools_impl.HttpToolsProtocol):
             self._answer(error)
         elif not cycle.more_body:  # the fault is behind a whole request: uvicorn closes after the last answer owed
             cycle.keep_alive = False
+            self._end_gently(cycle)
         elif self.pipeline:  # the fault is in the body of a request that has not begun: those before it come first
             self.pipeline.popleft()
             self._owed = error
@@ -220,7 +225,12 @@ class _BoundedProtocol(httptools_impl.HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: httptools_impl.RequestResponseCycle, app: Any) -> None:
         self._running = cycle
+        if not cycle.keep_alive:  # its client said so, or speaks HTTP/1.0
+            self._end_gently(cycle)
         super()._start_asgi_task(cycle, app)
+
+    def _end_gently(self, cycle: httptools_impl.RequestResponseCycle) -> None:
+        cycle.transport = _Lingering(self.transport, self._linger)  # type: ignore[assignment]  # what it uses of it
 
     def _leave(self, cycle: httptools_impl.RequestResponseCycle | None) -> None:
         """Let a request's app know that nobody is there any more, and write nothing for it."""
@@ -236,8 +246,15 @@ class _BoundedProtocol(httptools_impl.HttpToolsProtocol):
         lines = [b"%s: %s\r\n" % header for header in headers]
         status_line = httptools_impl.STATUS_LINE[response.status_code]
         self.transport.write(b"".join([status_line, *lines, b"\r\n", response.body]))
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close behind what is written. Bytes that nobody read would reset the connection, and the answer be lost."""
+        self._refused = self._is_ending = True
         if self.transport.can_write_eof():
             self.transport.write_eof()
+        self.flow.resume_reading()
+        self._stop_timer()
         self._start_timer(self.bounds.linger_s, self.transport.close)
 
     def _start_timer(self, seconds: float, then: Callable[[], None]) -> None:
@@ -247,6 +264,17 @@ class _BoundedProtocol(httptools_impl.HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class _Lingering:
+    """The transport as one request's answer sees it: closing it takes a moment."""
+
+    def __init__(self, transport: asyncio.Transport, linger: Callable[[], None]) -> None:
+        self._transport = transport
+        self.close = linger
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 def _invalid() -> CallerError:

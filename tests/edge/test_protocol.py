@@ -162,6 +162,26 @@ def test_garbage_behind_a_request_does_not_displace_its_answer(gateway, connecti
     assert [error.code for error in gateway.refused] == ["invalid_request"]
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        get("/1") + b"GARBAGE\r\n\r\n",
+        b"GET /1 HTTP/1.0\r\n\r\n",
+        b"GET /1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" + get("/2"),
+    ],
+    ids=["garbage", "HTTP/1.0", "closed"],
+)
+def test_what_goes_on_behind_the_last_request_resets_no_connection(connection, said):
+    """A client whose connection is reset may throw the answer away unread."""
+    connection.say(said)
+    assert connection.hear()[2]["path"] == "/1"
+    for _ in range(3):
+        connection.say(b"x" * 10_000)
+        time.sleep(0.1)
+
+    assert connection.hear_end() == b""
+
+
 def test_half_a_head_behind_a_slow_request_does_not_displace_its_answer(gateway, connection):
     connection.say(get("/slow") + b"GET /half")
 
