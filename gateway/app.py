@@ -49,11 +49,11 @@ PHASE_OF_DRAIN: Final = 0.4
 """A stop first finishes requests, then background steps, each within this part of --drain; the rest is for closing."""
 INTERNAL_FINISH_S: Final = 1.0
 """How long a stop waits for a scrape that is under way on --internal-listen, out of that rest."""
-COLLECT_AFTER: Final = (10_000, 20, 10)
+COLLECT_AFTER: Final = (5_000, 10, 2)
 """Objects until new ones are looked at, a millisecond; such looks until older ones are, and those until all are.
 
-Each call to the upstream leaves a cycle of some 40 objects behind (an httpx response and its stream): with 50,000 and
-50 there were 20 MB of them, and what had grown old waited for hours.
+Each call to the upstream leaves a cycle of some 40 objects behind (an httpx response and its stream), a failed one with
+what was read: with 10,000, 20 and 10 there were 40 MB of them under attack, with 50 they waited for hours.
 """
 SWITCH_AFTER_S: Final = 0.001
 """How long a thread keeps the interpreter while another waits. Python's own 5 ms are paid at each step of the loop."""

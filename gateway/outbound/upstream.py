@@ -311,13 +311,14 @@ class Upstream:
         body: bytes | None,
     ) -> T:
         headers = headers | {"Authorization": f"Bearer {key}"}
+        received = bytearray()
         async with asyncio.timeout(TOTAL_S), contextlib.AsyncExitStack() as while_large:
             async with self._client.stream(method, self._origin + path, headers=headers, content=body) as response:
-                received = bytearray()
                 is_large = False
                 async for chunk in response.aiter_raw():
                     received += chunk
                     if len(received) > MOST_ANSWER_BYTES:
+                        received.clear()  # a failure leaves cycles, which would keep it until they are collected
                         raise _TooLarge
                     if len(received) > LARGE_BYTES and not is_large:
                         await while_large.enter_async_context(self._large)
