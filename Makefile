@@ -35,11 +35,16 @@ SCREENS       := .screens
 SCREENS_PARTS := @grafana/ui@13.2.2 @grafana/data@13.2.2 @fontsource/inter@5.3.0 react@19.3.1 react-dom@19.3.1 \
 	esbuild@0.28.2 playwright-core@1.65.1 sharp@0.35.5
 
+# Two other gateways, each in an environment of its own, to be measured beside ours: `make bench PEERS=all`.
+PEERS_AT    := .peers
+PEER_PYTHON := litellm[proxy]==1.106.2
+PEER_NODE   := @portkey-ai/gateway@1.15.2
+
 # The crash proof, at full length: a run that was stopped goes on where it was.
 KILLS  := 200
 ROUNDS := 50
 
-.PHONY: help demo test check mutants fuzz clients proofs soak dashboards screens rules crash crash-random stateful lock clean
+.PHONY: help demo test check mutants fuzz clients proofs soak dashboards screens rules crash crash-random stateful bench bench-quick lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -111,6 +116,12 @@ crash: $(VENV)/.dev ## kill the gateway at every failpoint and compare its books
 crash-random: $(VENV)/.dev ## the same at random moments under 50 submits at once (ROUNDS=300, ARGS=--seed=…)
 	@$(PY) -m tests.crash.run --rounds $(ROUNDS) $(ARGS)
 
+bench: $(VENV)/.dev $(if $(PEERS),$(PEERS_AT)/.made) ## measure beside nginx, write BENCH.md (PEERS=all: LiteLLM and Portkey too, fetched once)
+	@$(PY) -m bench --write $(if $(PEERS),--peers $(PEERS_AT)) $(ARGS)
+
+bench-quick: $(VENV)/.dev ## a short form of bench for everyday use, under 2 minutes
+	@$(PY) -m bench --quick --rounds 3 --seconds 1 $(ARGS)
+
 lock: $(VENV)/.made ## recompute the lock files from pyproject.toml (ARGS=--upgrade: take newer releases)
 	@$(PIP_INSTALL) '$(UV)'
 	@$(LOCK) pyproject.toml --output-file requirements.lock
@@ -119,9 +130,9 @@ lock: $(VENV)/.made ## recompute the lock files from pyproject.toml (ARGS=--upgr
 	@! grep -n '://' requirements*.lock || { echo 'make lock: a URL in a lock file' >&2; exit 1; }
 
 clean: ## remove the venv, caches and build leftovers
-	rm -rf $(VENV) $(CLIENTS) $(SCREENS) .crash .fuzz soak.csv build dist *.egg-info htmlcov .coverage .coverage.* \
+	rm -rf $(VENV) $(CLIENTS) $(SCREENS) $(PEERS_AT) .crash .fuzz soak.csv build dist *.egg-info htmlcov .coverage .coverage.* \
 		.pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
-	find gateway tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find bench gateway tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps: a repeated run does nothing, a changed lock installs again, an interrupted run goes on where it stopped.
 
@@ -159,4 +170,13 @@ $(SCREENS)/.made: Makefile
 	@echo 'Installing what draws the dashboards into $(SCREENS) (once, 500 MB) …'
 	@npm install --prefix $(SCREENS)/node --no-save --no-package-lock --ignore-scripts --no-audit --no-fund --silent \
 		$(SCREENS_PARTS)
+	@touch $@
+
+$(PEERS_AT)/.made: Makefile $(VENV)/.made
+	@command -v npm >/dev/null && command -v node >/dev/null || { echo 'make bench PEERS=all: needs Node.js' >&2; exit 1; }
+	@echo 'Installing the peers into $(PEERS_AT) (once, 800 MB) …'
+	@$(PY) -m venv --clear $(PEERS_AT)/litellm
+	@$(PEERS_AT)/litellm/bin/python -m pip install --quiet --disable-pip-version-check '$(PEER_PYTHON)'
+	@npm install --prefix $(PEERS_AT)/portkey --no-save --no-package-lock --ignore-scripts --no-audit --no-fund --silent \
+		$(PEER_NODE)
 	@touch $@
