@@ -12,6 +12,7 @@ import dataclasses
 import datetime
 import pathlib
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -247,5 +248,11 @@ def is_whole(chosen: argparse.Namespace) -> bool:
     return is_long and not (chosen.paths or chosen.quick or chosen.no_open)
 
 
+def _stop(number: int, _: object) -> None:
+    """Ends as an error does, so that every server that was started is ended too."""
+    sys.exit(128 + number)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _stop)
     sys.exit(main(sys.argv[1:]))

@@ -51,7 +51,7 @@ def wait_until_done(gateway: servers.Server, team: str, *, within_s: float = 120
         time.sleep(LOOK_EVERY_S)
 
 
-def wait_until_audited(gateway: servers.Server, *, within_s: float = 300.0) -> None:
+def wait_until_audited(gateway: servers.Server, *, within_s: float = 900.0) -> None:
     """Return when the first audit after the start has ended; raises RuntimeError where it found a difference."""
     until = time.monotonic() + within_s
     while "wave_gateway_audit_timestamp_seconds" not in (found := samples(gateway)):

@@ -13,6 +13,7 @@ import hashlib
 import pathlib
 import shutil
 import sqlite3
+from collections.abc import Mapping
 from typing import Final
 
 from bench import asks, upstream
@@ -25,7 +26,29 @@ MODEL: Final = "gemini-2.5-flash-image-preview"
 HIT_BODY: Final = f'{{"model":"{MODEL}","prompt":"a red fox in the snow, at dawn, {asks.NUMBER}","seed":{asks.NUMBER}}}'
 """Of a request whose result may be kept."""
 PER_COMMIT: Final = 100_000
-COPIED: Final = ("tasks", "entries", "task_media")
+
+_TASK_ID: Final = "printf('task-wg%026d', nth)"
+_FRESH: Final[Mapping[str, Mapping[str, str]]] = {
+    "tasks": {
+        "id": _TASK_ID,
+        "fingerprint": "CASE WHEN nth < :hits THEN fingerprint_of(nth) ELSE lower(hex(randomblob(32))) END",
+        "upstream_task_id": "'task-wave-copy-' || nth",
+        "upstream_idempotency_key": "'wg-copy-' || nth",
+    },
+    "entries": {"id": "NULL", "task_id": _TASK_ID},
+    "task_media": {"task_id": _TASK_ID},
+}
+"""What is copied, and what is of each copy's own."""
+_AGING: Final = ("at", "created_at", "first_attempt_at", "deadline_at", "submitted_at", "settled_at", "ended_at")
+_AGE_S: Final = "CASE WHEN nth < :hits THEN 0 ELSE 31536000.0 * (:total - nth) / :total END"
+_NUMBERS: Final = """
+CREATE TEMP TABLE numbers AS WITH RECURSIVE
+    counted (nth) AS (SELECT 0 UNION ALL SELECT nth + 1 FROM counted WHERE nth + 1 < :total) SELECT nth FROM counted
+"""
+_SUMS: Final = (
+    "UPDATE balances SET settled_nanos = settled_nanos * :times",
+    "UPDATE totals SET cost_nanos = cost_nanos * :times, images = images * :times, drift_nanos = drift_nanos * :times",
+)
 
 _ORG: Final = """timezone: UTC
 contact: "#bench"
@@ -86,27 +109,30 @@ def copy_task(data: pathlib.Path, task_id: str, *, hits: int, others: int) -> li
 
     It must be the only one, and the gateway must not be running. Returns the ids of the hits' results.
     """
+    total = hits + others
     with contextlib.closing(sqlite3.connect(data / "wave.db", isolation_level=None)) as connection:
-        connection.row_factory = sqlite3.Row
+        connection.create_function("fingerprint_of", 1, fingerprint_of, deterministic=True)
         connection.execute("PRAGMA synchronous = OFF")
-        rows = {table: _rows(connection, table, task_id) for table in COPIED}
-        [task] = rows["tasks"]
-        if task["state"] != "completed":
-            raise RuntimeError(f"the task that is to be copied is {task['state']}")
-        total = hits + others
-        ids = [f"task-wg{number:026d}" for number in range(total)]
+        state, completed_at = connection.execute(
+            "SELECT state, ended_at FROM tasks WHERE id = ?", (task_id,)
+        ).fetchone()
+        if state != "completed":
+            raise RuntimeError(f"the task that is to be copied is {state}")
+        connection.execute(_NUMBERS, {"total": total})
         for first in range(0, total, PER_COMMIT):
+            values = {"task_id": task_id, "first": first, "past": first + PER_COMMIT, "hits": hits, "total": total}
             connection.execute("BEGIN")
-            for number in range(first, min(first + PER_COMMIT, total)):
-                age_s = 0.0 if number < hits else 86_400.0 * 365 * (total - number) / total
-                mark = fingerprint_of(number) if number < hits else hashlib.sha256(ids[number].encode()).hexdigest()
-                _copy(connection, rows, ids[number], number, fingerprint=mark, age_s=age_s)
+            for table, fresh in _FRESH.items():
+                sql = _copying(connection, table, fresh)
+                connection.execute(sql, {name: value for name, value in values.items() if f":{name}" in sql})
             connection.execute("COMMIT")
-        _scale(connection, total + 1)
+        for sql in _SUMS:
+            connection.execute(sql, {"times": total + 1})
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        completed_at, digests = task["ended_at"], tuple(each["digest"] for each in rows["task_media"])
-    asyncio.run(_fill_cache(data / "cache", ids[:hits], completed_at, digests))
-    return ids[:hits]
+        digests = connection.execute("SELECT digest FROM task_media WHERE task_id = ?", (task_id,)).fetchall()
+    ids = [f"task-wg{number:026d}" for number in range(hits)]
+    asyncio.run(_fill_cache(data / "cache", ids, completed_at, tuple(digest for (digest,) in digests)))
+    return ids
 
 
 def fingerprint_of(number: int) -> str:
@@ -115,47 +141,16 @@ def fingerprint_of(number: int) -> str:
     return fingerprint.of(wire.parse_submit(body), scope=fingerprint.team_scope("kept"))
 
 
-def _rows(connection: sqlite3.Connection, table: str, task_id: str) -> list[sqlite3.Row]:
-    name = "id" if table == "tasks" else "task_id"
-    return connection.execute(f"SELECT * FROM {table} WHERE {name} = ?", (task_id,)).fetchall()  # noqa: S608 - ours
-
-
-def _copy(
-    connection: sqlite3.Connection,
-    rows: dict[str, list[sqlite3.Row]],
-    task_id: str,
-    number: int,
-    *,
-    fingerprint: str,
-    age_s: float,
-) -> None:
-    fresh: dict[str, dict[str, object]] = {
-        "tasks": {
-            "id": task_id,
-            "fingerprint": fingerprint,
-            "upstream_task_id": f"task-wave-copy-{number}",
-            "upstream_idempotency_key": f"wg-copy-{number}",
-        },
-        "entries": {"id": None, "task_id": task_id},
-        "task_media": {"task_id": task_id},
-    }
-    for table in COPIED:
-        for row in rows[table]:
-            values = dict(row) | fresh[table]
-            aged = {name for name, value in values.items() if name.endswith("_at") and isinstance(value, float)}
-            values |= {name: values[name] - age_s for name in aged if name != "reserved_at"}
-            marks = ", ".join("?" * len(values))
-            # The names are those of our own schema.
-            sql = f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks})"  # noqa: S608
-            connection.execute(sql, tuple(values.values()))
-
-
-def _scale(connection: sqlite3.Connection, times: int) -> None:
-    """The sums of so many equal tasks."""
-    connection.execute("UPDATE balances SET settled_nanos = settled_nanos * ?", (times,))
-    connection.execute(
-        "UPDATE totals SET cost_nanos = cost_nanos * :n, images = images * :n, drift_nanos = drift_nanos * :n",
-        {"n": times},
+def _copying(connection: sqlite3.Connection, table: str, fresh: Mapping[str, str]) -> str:
+    """The statement that copies a task's rows of a table, whatever columns that has."""
+    names = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+    key = "id" if table == "tasks" else "task_id"
+    taken = [fresh.get(name, f"one.{name} - {_AGE_S}" if name in _AGING else f"one.{name}") for name in names]
+    # The names are those of our own schema. A settle must come after its reserve.
+    return (
+        f"INSERT INTO {table} ({', '.join(names)}) SELECT {', '.join(taken)} FROM numbers, "  # noqa: S608
+        f"(SELECT rowid AS place, * FROM {table} WHERE {key} = :task_id) AS one "
+        "WHERE nth >= :first AND nth < :past ORDER BY nth, one.place"
     )
 
 
