@@ -45,6 +45,11 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def slug(name: str) -> str:
+    """A name as part of a file's name."""
+    return name.replace(",", "").replace(" ", "-")
+
+
 def fetch(
     url: str, *, method: str = "GET", body: bytes | None = None, headers: Mapping[str, str] | None = None
 ) -> tuple[int, bytes]:
@@ -71,7 +76,7 @@ def running(
 ) -> Iterator[Server]:
     """A program on a core, from its first answer on until the block ends; what it writes goes to a file."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{name.replace(' ', '-')}.log").open("ab") as log:
+    with (folder / f"{slug(name)}.log").open("ab") as log:
         began_at = time.perf_counter()
         process = subprocess.Popen(
             ["taskset", "-c", str(core), *command],
@@ -116,7 +121,7 @@ def nginx(
 ) -> contextlib.AbstractContextManager[Server]:
     """nginx with one worker and these servers, all its files in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{name.replace(' ', '-')}.conf"
+    file = folder / f"{slug(name)}.conf"
     file.write_text(
         _NGINX.format(user="user root;" if os.getuid() == 0 else "", folder=folder, name=file.stem, servers=config)
     )

@@ -18,7 +18,7 @@ TITLES: Final = {"A": "A hit", "B": "B miss, with its end", "C": "C poll of a fi
 MEDIA: Final = {"E1": ("middle", 8), "E20": ("large", 4)}
 """Path → picture, connections."""
 GATEWAY: Final = "gateway"
-FULL: Final = "gateway, 1M kept"
+FULL: Final = "gateway, full ledger"
 HIT_AT_NGINX: Final = {"Authorization": "Bearer at-once", "Content-Type": "application/json"}
 MISS_BODY: Final = f'{{"model":"{kept.MODEL}","prompt":"a blue fox in the rain, {asks.NUMBER}","seed":{asks.NUMBER}}}'
 
@@ -90,7 +90,7 @@ def filled(bench: side_by_side.Bench, up: Upstream, name: str, *, others: int) -
 
 
 def _folder(bench: side_by_side.Bench, name: str) -> pathlib.Path:
-    folder = bench.folder / name.replace(" ", "-").replace(",", "")
+    folder = bench.folder / servers.slug(name)
     kept.write_policies(folder / "policies")
     return folder
 
