@@ -38,6 +38,7 @@ class Kept:
     """A gateway that keeps something: finished tasks, and pictures by name."""
 
     server: servers.Server
+    database: pathlib.Path
     finished: tuple[str, ...]
     media: dict[str, str]
 
@@ -86,7 +87,7 @@ def filled(bench: side_by_side.Bench, up: Upstream, name: str, *, others: int) -
             for picture in ("middle", "large")
         }
         bench.say(f"{name}: {HITS + others} tasks kept, the books agree, ready in {server.ready_s:.2f} s")
-        yield Kept(server=server, finished=tuple(finished), media=media)
+        yield Kept(server=server, database=folder / "data" / "wave.db", finished=tuple(finished), media=media)
 
 
 def _folder(bench: side_by_side.Bench, name: str) -> pathlib.Path:
@@ -179,7 +180,7 @@ def of_gateway(full: Kept) -> list[side_by_side.Contender]:
         header=("X-Cache", "MISS"),
         contains='"status":"completed"',
     )
-    drain = functools.partial(books.wait_until_done, server, "miss")
+    drain = functools.partial(books.wait_until_done, full.database, "miss")
     media = counted("/media/{name}", "GET")
     return [
         of(path="A", ask=hit, count=counted("/v1/tasks", "POST")),
