@@ -31,6 +31,7 @@ _TASK_ID: Final = "printf('task-wg%026d', nth)"
 _FRESH: Final[Mapping[str, Mapping[str, str]]] = {
     "tasks": {
         "id": _TASK_ID,
+        "body_digest": "randomblob(32)",
         "fingerprint": "CASE WHEN nth < :hits THEN fingerprint_of(nth) ELSE lower(hex(randomblob(32))) END",
         "upstream_task_id": "'task-wave-copy-' || nth",
         "upstream_idempotency_key": "'wg-copy-' || nth",
