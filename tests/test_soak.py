@@ -112,11 +112,12 @@ def test_a_short_soak_ends_with_every_answer_allowed_every_task_ended_and_the_bo
 BILL: dict[str, Any] = {"nanos": 4_000, "tasks": 1, "by_task": {"v1": {"quota": 2, "idempotency_key": "k1"}}}
 HEARD = {"t1": receiver.Heard(ids={"msg_1"}, attempts=1, taken=1)}
 MADE_UP = """
-CREATE TABLE tasks (id, state, upstream_task_id, callback_url);
+CREATE TABLE tasks (id, state, upstream_task_id, callback_url, attempts, leader_id);
 CREATE TABLE entries (task_id, kind, nanos);
 CREATE TABLE outbox (task_id, state);
 CREATE TABLE balances (reserved_nanos);
-INSERT INTO tasks VALUES ('t1', 'completed', 'v1', 'http://good/hook'), ('t2', 'refused', NULL, 'http://good/hook');
+INSERT INTO tasks VALUES ('t1', 'completed', 'v1', 'http://good/hook', 1, NULL),
+    ('t2', 'refused', NULL, 'http://good/hook', 1, NULL);
 INSERT INTO entries VALUES ('t1', 'reserve', 9000), ('t1', 'settle', 4000);
 INSERT INTO outbox VALUES ('t1', 'delivered');
 INSERT INTO balances VALUES (0);
@@ -133,6 +134,13 @@ def judged(directory: pathlib.Path, *, sql: str = "", bill: Any = BILL, heard: A
 
 def test_books_that_agree_have_no_findings(tmp_path):
     assert judged(tmp_path) == []
+
+
+def test_a_503_that_was_the_answer_to_a_submit_needs_no_webhook_and_a_later_end_does(tmp_path):
+    never_taken = "UPDATE tasks SET state = 'failed', attempts = {} WHERE id = 't2';"
+    (tmp_path / "later").mkdir()
+    assert judged(tmp_path, sql=never_taken.format(1)) == []
+    assert judged(tmp_path / "later", sql=never_taken.format(2)) != []
 
 
 @pytest.mark.parametrize(
@@ -152,6 +160,10 @@ def test_books_that_agree_have_no_findings(tmp_path):
         ),
         ({"heard": {**HEARD, "t2": receiver.Heard(ids={"msg_2"})}}, "a webhook told of t2, and nobody asked"),
         ({"heard": {}}, "webhook of t1: delivered, Heard(ids=set(), attempts=0, taken=0)"),
+        (
+            {"sql": "UPDATE tasks SET state = 'failed', leader_id = 't1' WHERE id = 't2'"},
+            "webhook of t2: None, Heard(ids=set(), attempts=0, taken=0)",
+        ),
         ({"sql": "DELETE FROM outbox"}, "webhook of t1: None, Heard(ids={'msg_1'}, attempts=1, taken=1)"),
     ],
 )

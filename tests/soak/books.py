@@ -29,7 +29,9 @@ def findings(
     """
     with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as ledger:
         ledger.row_factory = sqlite3.Row
-        rows = ledger.execute("SELECT id, state, upstream_task_id, callback_url FROM tasks").fetchall()
+        rows = ledger.execute(
+            "SELECT id, state, upstream_task_id, callback_url, attempts, leader_id FROM tasks"
+        ).fetchall()
         settled = dict(
             ledger.execute(
                 "SELECT upstream_task_id, SUM(nanos) FROM entries JOIN tasks ON tasks.id = entries.task_id "
@@ -68,18 +70,24 @@ def _money(bill: Mapping[str, Any], settled: Mapping[str, int]) -> list[str]:
     return wrong + [f"{count} vendor tasks under one idempotency key" for count in keys.values() if count > 1]
 
 
+def _may_be_the_answer(row: sqlite3.Row) -> bool:
+    """Whether the client may have heard of the end as the answer to its submit."""
+    is_never_taken = row["state"] == "failed" and row["upstream_task_id"] is None and row["leader_id"] is None
+    return row["state"] == "refused" or (is_never_taken and row["attempts"] == 1)
+
+
 def _webhooks(
     rows: Collection[sqlite3.Row], outbox: Mapping[str, str], heard: Mapping[str, Heard], gone_url: str
 ) -> list[str]:
     """One webhook for each end of which a client wanted to hear, taken under one id; none for any other.
 
-    A refusal is told of where it came too late to be the answer to the submit. At least once: a receiver whose answer
-    comes too late hears again.
+    A refusal, and an end at once where the team waits for no upstream, is told of only where it came too late to be the
+    answer to the submit. At least once: a receiver whose answer comes too late hears again.
     """
     wanted = {
         row["id"]: row["callback_url"]
         for row in rows
-        if row["callback_url"] and (row["state"] != "refused" or row["id"] in outbox)
+        if row["callback_url"] and (row["id"] in outbox or not _may_be_the_answer(row))
     }
     wrong = [f"a webhook told of {task_id}, and nobody asked" for task_id in heard.keys() - wanted.keys()]
     for task_id, url in wanted.items():
