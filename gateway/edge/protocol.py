@@ -91,6 +91,7 @@ class _BoundedProtocol(httptools_impl.HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
+        self._lingering = _Lingering(transport, self._linger)
         self._start_timer(self.bounds.header_deadline_s, self._on_deadline)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -211,7 +212,6 @@ class _BoundedProtocol(httptools_impl.HttpToolsProtocol):
             self._answer(error)
         elif not cycle.more_body:  # the fault is behind a whole request: uvicorn closes after the last answer owed
             cycle.keep_alive = False
-            self._end_gently(cycle)
         elif self.pipeline:  # the fault is in the body of a request that has not begun: those before it come first
             self.pipeline.popleft()
             self._owed = error
@@ -225,12 +225,8 @@ class _BoundedProtocol(httptools_impl.HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: httptools_impl.RequestResponseCycle, app: Any) -> None:
         self._running = cycle
-        if not cycle.keep_alive:  # its client said so, or speaks HTTP/1.0
-            self._end_gently(cycle)
+        cycle.transport = self._lingering  # type: ignore[assignment]  # all that it uses of one
         super()._start_asgi_task(cycle, app)
-
-    def _end_gently(self, cycle: httptools_impl.RequestResponseCycle) -> None:
-        cycle.transport = _Lingering(self.transport, self._linger)  # type: ignore[assignment]  # what it uses of it
 
     def _leave(self, cycle: httptools_impl.RequestResponseCycle | None) -> None:
         """Let a request's app know that nobody is there any more, and write nothing for it."""
@@ -267,10 +263,11 @@ class _BoundedProtocol(httptools_impl.HttpToolsProtocol):
 
 
 class _Lingering:
-    """The transport as one request's answer sees it: closing it takes a moment."""
+    """The transport as an answer sees it: closing it behind the last one takes a moment."""
 
     def __init__(self, transport: asyncio.Transport, linger: Callable[[], None]) -> None:
         self._transport = transport
+        self.write = transport.write
         self.close = linger
 
     def __getattr__(self, name: str) -> Any:
